@@ -1,0 +1,41 @@
+//! A production web service, in reading order:
+//!
+//! - Life cycle: `main` loads [`config`], starts [`telemetry`] and runs [`server`], which builds all the rest.
+//!   [`shutdown`] has the stages that it ends in.
+//! - A request: [`listener`] accepts its connection, [`router`] has every route and the [`middleware`] in order,
+//!   the handlers of a domain such as [`links`] use [`extract`], [`state`] and [`error`].
+//! - Dependencies: [`postgres`] and [`cache`], watched by [`health`], told about by [`management`] and [`metrics`].
+
+pub mod address;
+pub mod breaker;
+pub mod cache;
+pub mod cli;
+pub mod config;
+pub mod context;
+pub mod error;
+pub mod extract;
+pub mod framing;
+pub mod health;
+pub mod healthcheck;
+pub mod links;
+pub mod listener;
+pub mod log_writer;
+pub mod management;
+pub mod metrics;
+pub mod middleware;
+pub mod postgres;
+pub mod probe;
+pub mod router;
+pub mod rules;
+pub mod secret;
+pub mod server;
+pub mod settings;
+pub mod shutdown;
+pub mod state;
+pub mod telemetry;
+
+/// Version of the package.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// Commit that the binary was built from, or `unknown`.
+pub const REVISION: &str = env!("APP_REVISION");

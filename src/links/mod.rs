@@ -1,0 +1,20 @@
+//! EXAMPLE DOMAIN: short links. Delete it with `make remove-example`, or copy the folder for a domain of your own.
+//!
+//! It shows each pattern once: create with an idempotency key, keyset pagination, conditional requests with
+//! ETags, a transaction that survives its client, and a read path through the cache.
+
+mod handlers;
+mod model;
+mod store;
+
+use axum::Router;
+use axum::routing::{get, post};
+
+use crate::state::AppState;
+
+pub fn router() -> Router<AppState> {
+    Router::new()
+        .route("/v1/links", post(handlers::create).get(handlers::list))
+        .route("/v1/links/{slug}", get(handlers::get).patch(handlers::update).delete(handlers::delete))
+        .route("/r/{slug}", get(handlers::follow))
+}

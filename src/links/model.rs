@@ -1,0 +1,197 @@
+//! Types of the domain and what makes them valid. No I/O.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+use url::Url;
+use uuid::Uuid;
+
+use crate::error::FieldError;
+
+const MAX_URL_BYTES: usize = 2048;
+const MAX_SLUG_BYTES: usize = 64;
+
+/// A link as it is told to clients.
+#[derive(Debug, Deserialize, PartialEq, Serialize)]
+pub struct Link {
+    pub slug: String,
+    pub url: String,
+    /// Also the ETag; each change adds 1.
+    pub version: i32,
+    #[serde(with = "time::serde::rfc3339")]
+    pub created_at: OffsetDateTime,
+    #[serde(with = "time::serde::rfc3339")]
+    pub updated_at: OffsetDateTime,
+}
+
+/// Body of `POST /v1/links`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CreateLink {
+    url: String,
+    slug: Option<String>,
+}
+
+/// Body of `PATCH /v1/links/{slug}`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UpdateLink {
+    url: String,
+}
+
+impl CreateLink {
+    /// The slug, if one is wished for, and the target; or everything that is wrong.
+    pub fn validate(&self) -> Result<(Option<Slug>, Target), Vec<FieldError>> {
+        let slug = self.slug.as_deref().map(Slug::from_str).transpose();
+        match (slug, self.url.parse()) {
+            (Ok(slug), Ok(target)) => Ok((slug, target)),
+            (slug, target) => Err([slug.err(), target.err()].into_iter().flatten().collect()),
+        }
+    }
+}
+
+impl UpdateLink {
+    pub fn validate(&self) -> Result<Target, Vec<FieldError>> {
+        self.url.parse().map_err(|error| vec![error])
+    }
+}
+
+/// Name of a link in a URL: 1 to 64 of `A-Z a-z 0-9 _ -`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Slug(String);
+
+impl Slug {
+    /// Seven characters out of 62: 3.5 * 10^12 of them.
+    pub fn random() -> Self {
+        const DIGITS: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
+        // The low 62 bits of a version 4 UUID are random.
+        let mut number = Uuid::new_v4().as_u64_pair().1 & (u64::MAX >> 2);
+        let mut digit = || {
+            let digit = DIGITS[(number % 62) as usize];
+            number /= 62;
+            char::from(digit)
+        };
+        Self((0..7).map(|_| digit()).collect())
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for Slug {
+    type Err = FieldError;
+
+    fn from_str(text: &str) -> Result<Self, FieldError> {
+        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
+        if (1..=MAX_SLUG_BYTES).contains(&text.len()) && text.bytes().all(allowed) {
+            Ok(Self(text.to_owned()))
+        } else {
+            let detail = format!("must be 1 to {MAX_SLUG_BYTES} letters, digits, - or _");
+            Err(FieldError { field: "slug", detail })
+        }
+    }
+}
+
+/// Where a link leads: an absolute http or https URL in normal form, so that it is ASCII and fits a header.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Target(String);
+
+impl Target {
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for Target {
+    type Err = FieldError;
+
+    fn from_str(text: &str) -> Result<Self, FieldError> {
+        let refused = |detail: &str| FieldError { field: "url", detail: detail.to_owned() };
+        let url = Url::parse(text).map_err(|error| refused(&error.to_string()))?;
+        if !matches!(url.scheme(), "http" | "https") {
+            // javascript: and data: would run in the reader's browser.
+            return Err(refused("must be an http or https URL"));
+        }
+        let text = String::from(url);
+        if text.len() > MAX_URL_BYTES {
+            return Err(refused(&format!("must be at most {MAX_URL_BYTES} bytes")));
+        }
+        Ok(Self(text))
+    }
+}
+
+/// Where the next page begins: after the link with this id. Clients pass it back and read nothing into it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Cursor(pub i64);
+
+impl fmt::Display for Cursor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
+impl FromStr for Cursor {
+    type Err = FieldError;
+
+    fn from_str(text: &str) -> Result<Self, FieldError> {
+        let id = (text.len() == 16).then(|| i64::from_str_radix(text, 16).ok()).flatten();
+        let detail = || FieldError { field: "cursor", detail: "is not from an earlier page".to_owned() };
+        id.filter(|id| *id > 0).map(Self).ok_or_else(detail)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn a_slug_fits_a_path_segment(text in ".{0,70}") {
+            let valid = !text.is_empty()
+                && text.len() <= 64
+                && text.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_');
+            prop_assert_eq!(text.parse::<Slug>().is_ok(), valid);
+        }
+
+        #[test]
+        fn a_target_fits_a_header_whatever_was_sent(rest in ".{0,80}") {
+            if let Ok(target) = format!("https://example.com/{rest}").parse::<Target>() {
+                prop_assert!(target.as_str().bytes().all(|byte| (0x21..=0x7e).contains(&byte)));
+            }
+        }
+
+        #[test]
+        fn a_cursor_survives_the_round_trip(id in 1..i64::MAX) {
+            prop_assert_eq!(Cursor(id).to_string().parse::<Cursor>().unwrap(), Cursor(id));
+        }
+
+        #[test]
+        fn any_text_is_a_cursor_or_refused(text in ".{0,20}") {
+            if let Ok(cursor) = text.parse::<Cursor>() {
+                prop_assert!(cursor.0 > 0);
+            }
+        }
+    }
+
+    #[test]
+    fn only_http_and_https_are_targets() {
+        for refused in ["javascript:alert(1)", "data:text/html,x", "ftp://h/", "//h/", "/x", "http://", ""] {
+            assert!(refused.parse::<Target>().is_err(), "{refused}");
+        }
+        for accepted in ["http://h", "HTTPS://H/a?b#c", "https://例え.jp/ü"] {
+            assert!(accepted.parse::<Target>().is_ok(), "{accepted}");
+        }
+    }
+
+    #[test]
+    fn random_slugs_are_valid_and_differ() {
+        let (one, other) = (Slug::random(), Slug::random());
+
+        assert_eq!(one.as_str().parse::<Slug>().unwrap(), one);
+        assert_ne!(one, other);
+    }
+}

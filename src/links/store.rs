@@ -1,0 +1,139 @@
+//! SQL and nothing else.
+
+use serde_json::Value;
+use sqlx::{PgConnection, query, query_as, query_scalar};
+
+use super::model::{Cursor, Link, Slug, Target};
+
+/// Adds a link; `None` when the slug is taken.
+pub async fn insert(
+    connection: &mut PgConnection,
+    slug: &Slug,
+    target: &Target,
+) -> sqlx::Result<Option<Link>> {
+    query_as!(
+        Link,
+        "insert into links (slug, url) values ($1, $2)
+         on conflict (slug) do nothing
+         returning slug, url, version, created_at, updated_at",
+        slug.as_str(),
+        target.as_str(),
+    )
+    .fetch_optional(connection)
+    .await
+}
+
+pub async fn find(connection: &mut PgConnection, slug: &Slug) -> sqlx::Result<Option<Link>> {
+    query_as!(
+        Link,
+        "select slug, url, version, created_at, updated_at from links where slug = $1",
+        slug.as_str(),
+    )
+    .fetch_optional(connection)
+    .await
+}
+
+/// The newest links, or those that follow `after`; and where the next page begins, if there is one.
+pub async fn list(
+    connection: &mut PgConnection,
+    after: Option<Cursor>,
+    limit: u16,
+) -> sqlx::Result<(Vec<Link>, Option<Cursor>)> {
+    let before = after.map_or(i64::MAX, |cursor| cursor.0);
+    // One more than asked for tells whether there is a next page.
+    let mut rows = query!(
+        "select id, slug, url, version, created_at, updated_at from links
+         where id < $1 order by id desc limit $2",
+        before,
+        i64::from(limit) + 1,
+    )
+    .fetch_all(connection)
+    .await?;
+    let more = rows.len() > usize::from(limit);
+    rows.truncate(usize::from(limit));
+    let next = rows.last().filter(|_| more).map(|row| Cursor(row.id));
+    let links = rows.into_iter().map(|row| Link {
+        slug: row.slug,
+        url: row.url,
+        version: row.version,
+        created_at: row.created_at,
+        updated_at: row.updated_at,
+    });
+    Ok((links.collect(), next))
+}
+
+/// Changes the link if its version is one of `versions`, or whatever it is with `None`.
+pub async fn update(
+    connection: &mut PgConnection,
+    slug: &Slug,
+    target: &Target,
+    versions: Option<&[i32]>,
+) -> sqlx::Result<Option<Link>> {
+    query_as!(
+        Link,
+        "update links set url = $2, version = version + 1, updated_at = now()
+         where slug = $1 and ($3::int[] is null or version = any($3))
+         returning slug, url, version, created_at, updated_at",
+        slug.as_str(),
+        target.as_str(),
+        versions,
+    )
+    .fetch_optional(connection)
+    .await
+}
+
+/// Deletes the link under the same condition as [`update`]; whether it did.
+pub async fn delete(
+    connection: &mut PgConnection,
+    slug: &Slug,
+    versions: Option<&[i32]>,
+) -> sqlx::Result<bool> {
+    let result = query!(
+        "delete from links where slug = $1 and ($2::int[] is null or version = any($2))",
+        slug.as_str(),
+        versions,
+    )
+    .execute(connection)
+    .await?;
+    Ok(result.rows_affected() > 0)
+}
+
+/// Takes an idempotency key for the rest of the transaction; `false` when it has been used.
+///
+/// A second request with the same key waits here until the first one has committed. On the way, a few expired
+/// keys are removed, which keeps the table as small as a day's use.
+pub async fn claim_key(connection: &mut PgConnection, key: &str, request: &Value) -> sqlx::Result<bool> {
+    query!(
+        "delete from idempotency_keys where key in (
+             select key from idempotency_keys where created_at < now() - interval '1 day'
+             order by created_at limit 10 for update skip locked)",
+    )
+    .execute(&mut *connection)
+    .await?;
+    let result = query!(
+        "insert into idempotency_keys (key, request) values ($1, $2) on conflict (key) do nothing",
+        key,
+        request,
+    )
+    .execute(connection)
+    .await?;
+    Ok(result.rows_affected() > 0)
+}
+
+/// What was asked and answered under `key`.
+pub async fn find_answer(
+    connection: &mut PgConnection,
+    key: &str,
+) -> sqlx::Result<Option<(Value, Option<Value>)>> {
+    let row = query!("select request, response from idempotency_keys where key = $1", key)
+        .fetch_optional(connection)
+        .await?;
+    Ok(row.map(|row| (row.request, row.response)))
+}
+
+pub async fn save_answer(connection: &mut PgConnection, key: &str, response: &Value) -> sqlx::Result<()> {
+    query_scalar!("update idempotency_keys set response = $2 where key = $1", key, response)
+        .execute(connection)
+        .await?;
+    Ok(())
+}

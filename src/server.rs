@@ -1,0 +1,205 @@
+//! The composition root: connects, builds, binds, serves and drains. Everything is constructed here.
+
+use std::io;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::Context;
+use axum::Router;
+use tokio::time::{Instant, timeout, timeout_at};
+
+use crate::cache::Cache;
+use crate::config::Config;
+use crate::health::Health;
+use crate::listener::{self, Server};
+use crate::management::{Heartbeat, Management};
+use crate::metrics::Metrics;
+use crate::postgres::Database;
+use crate::probe::{PostgresProbe, RedisProbe};
+use crate::router;
+use crate::shutdown::{Signals, Stages, Tasks};
+use crate::state::AppState;
+use crate::telemetry::Telemetry;
+
+/// Exit code after a shutdown that cut off requests.
+const EXIT_CUT: u8 = 3;
+/// Longest wait for connections to notice that they are cut.
+const CUT_LIMIT: Duration = Duration::from_millis(200);
+/// Descriptors for everything that is not a public connection: dependencies, the management listener, files.
+const RESERVED_DESCRIPTORS: u64 = 64;
+/// Connections of the management listener: probes and scrapes.
+const MANAGEMENT_CONNECTIONS: usize = 32;
+
+/// Serves `domains` until a signal comes, and returns the exit code: 0 when no request was cut off, 3 when some
+/// were, 128 + n when a second signal (number n) ended the drain.
+///
+/// Dependencies need not be there: the service is alive at once and ready when they are.
+pub async fn run(config: Config, telemetry: &Telemetry, domains: Router<AppState>) -> anyhow::Result<u8> {
+    let mut signals = Signals::install().context("cannot install signal handlers")?;
+    let (stages, tasks) = (Stages::default(), Tasks::new(config.http.request_timeout));
+    let metrics = Arc::new(Metrics::new(&telemetry.counters()).context("cannot register the metrics")?);
+    let health = Health::new(config.health.clone(), stages.clone(), Arc::clone(&metrics));
+    let database = Database::new(&config.database, Arc::clone(&metrics));
+    let request_timeout = config.http.request_timeout;
+    let cache = Cache::new(&config.redis, &config.service.name, request_timeout, Arc::clone(&metrics))
+        .context("cannot use the address of Redis")?;
+    let postgres_probe = PostgresProbe::new(&config.database, health.clone());
+    let redis_probe = RedisProbe::new(&config.redis, &config.health)?;
+    let heartbeat = Heartbeat::new(config.management.stall_timeout);
+    let management = Arc::new(Management {
+        health: health.clone(),
+        metrics: Arc::clone(&metrics),
+        database: database.clone(),
+        heartbeat: heartbeat.clone(),
+    });
+
+    let mut http = config.http.clone();
+    http.max_connections = affordable(http.max_connections, config.database.max_connections);
+    let endpoints = match config.management.address {
+        Some(_) => Arc::clone(&management).short(),
+        None => Arc::clone(&management).full(),
+    };
+    let state = AppState { database: database.clone(), cache, tasks: tasks.clone() };
+    let router = router::build(domains, endpoints, state, &http, health.clone(), Arc::clone(&metrics));
+    let listener =
+        listener::bind(http.address).with_context(|| format!("cannot listen on {}", http.address))?;
+    let address = listener.local_addr().context("cannot tell the address of the listener")?;
+    if let Some(address) = config.management.address {
+        let mut http = http.clone();
+        http.max_connections = MANAGEMENT_CONNECTIONS;
+        let router = router::surround(management.full(), &http, health.clone(), Arc::clone(&metrics));
+        // The metrics of connections are about the public listener; these go nowhere.
+        let aside = Arc::new(Metrics::new(&telemetry.counters()).context("cannot register the metrics")?);
+        serve_apart(address, Server::new(router, http, Stages::default(), aside))?;
+    }
+
+    start_background(&stages, heartbeat, database.clone(), health, postgres_probe, redis_probe);
+    let server = Server::new(router, http, stages.clone(), Arc::clone(&metrics));
+    let mut accept = pin!(server.clone().accept(listener));
+    tracing::info!(
+        address = %address,
+        management = config.management.address.map(tracing::field::display),
+        worker_threads = config.runtime.worker_threads,
+        database_connections = config.database.max_connections,
+        "listening",
+    );
+
+    let first = tokio::select! {
+        signal = signals.next() => signal,
+        // The loop does not end before the stage `closing`.
+        ended = &mut accept => return ended.map(|()| 1).context("the accept loop ended"),
+    };
+    metrics.shutdown_draining.set(1);
+    tracing::info!(signal = first, "shutting down");
+    tokio::select! {
+        code = drain(&config, &stages, accept, &server, &tasks, &database) => code,
+        second = signals.next() => {
+            tracing::warn!(signal = second, "a second signal ends the shutdown at once");
+            Ok(128 + second)
+        }
+    }
+}
+
+/// What goes on until the process ends.
+#[expect(clippy::disallowed_methods, reason = "nothing waits for the end of these")]
+fn start_background(
+    stages: &Stages,
+    heartbeat: Heartbeat,
+    database: Database,
+    health: Health,
+    postgres: PostgresProbe,
+    redis: RedisProbe,
+) {
+    tokio::spawn(heartbeat.beat());
+    // A connection in the making would hold up the closing of the pool.
+    tokio::spawn(stages.draining.clone().run_until_cancelled_owned(database.warm_up()));
+    tokio::spawn(health.clone().watch_postgres(postgres));
+    tokio::spawn(health.watch_redis(redis));
+}
+
+/// Walks through the stages; see `shutdown`. One deadline counts from the signal.
+async fn drain(
+    config: &Config,
+    stages: &Stages,
+    mut accept: Pin<&mut impl Future<Output = io::Result<()>>>,
+    server: &Server,
+    tasks: &Tasks,
+    database: &Database,
+) -> anyhow::Result<u8> {
+    let start = Instant::now();
+    let closing = start + config.shutdown.ready_delay;
+    let deadline = closing + config.shutdown.drain_timeout;
+    stages.draining.cancel();
+    tokio::select! {
+        () = tokio::time::sleep_until(closing) => {}
+        ended = &mut accept => return ended.map(|()| 1).context("the accept loop ended"),
+    }
+
+    stages.closing.cancel();
+    accept.await.context("cannot serve the last connections")?;
+    tracing::info!("no longer accepting connections");
+    let mut stuck = false;
+    if timeout_at(deadline, server.finished()).await.is_err() {
+        stages.cutting.cancel();
+        // A handler that blocks its thread does not notice.
+        stuck = timeout(CUT_LIMIT, server.finished()).await.is_err();
+    }
+    // Transactions whose client has gone.
+    let tasks_cut = timeout_at(deadline, tasks.finished()).await.is_err();
+    if timeout(config.shutdown.pool_close_timeout, database.close()).await.is_err() {
+        tracing::warn!("the database connections did not close in time");
+    }
+
+    let (cut, seconds) = (server.cut(), start.elapsed().as_secs_f64());
+    if cut > 0 || tasks_cut || stuck {
+        tracing::error!(
+            connections_cut = cut,
+            tasks_cut,
+            stuck,
+            seconds,
+            "shutdown complete, work was cut off"
+        );
+        Ok(EXIT_CUT)
+    } else {
+        tracing::info!(seconds, "shutdown complete");
+        Ok(0)
+    }
+}
+
+/// Runs `server` on a thread of its own until the process ends.
+fn serve_apart(address: std::net::SocketAddr, server: Server) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let entered = runtime.enter();
+    let listener = listener::bind(address).with_context(|| format!("cannot listen on {address}"))?;
+    drop(entered);
+    thread::Builder::new()
+        .name("management".to_owned())
+        .spawn(move || runtime.block_on(server.accept(listener)))
+        .context("cannot start the management thread")?;
+    Ok(())
+}
+
+/// No more connections than there are descriptors for: without one, probes could not connect either.
+fn affordable(wanted: usize, database_connections: u32) -> usize {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    let reserved = RESERVED_DESCRIPTORS + u64::from(database_connections);
+    let affordable = limit.map_or(u64::MAX, |limit| limit.saturating_sub(reserved).max(1));
+    let affordable = usize::try_from(affordable).unwrap_or(usize::MAX);
+    if affordable < wanted {
+        tracing::warn!(wanted, affordable, "the descriptor limit allows fewer connections");
+    }
+    wanted.min(affordable)
+}
+
+/// The runtime that `config` asks for.
+pub fn runtime(config: &Config) -> anyhow::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(config.runtime.worker_threads)
+        .max_blocking_threads(config.runtime.max_blocking_threads)
+        .thread_keep_alive(Duration::from_secs(10))
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")
+}
