@@ -1,0 +1,124 @@
+//! Loading of settings: every source, every problem, no secret shown.
+
+use app::config::Config;
+use app::secret::ExposeSecret;
+use app::settings::Settings;
+use proptest::prelude::*;
+
+fn load(variables: &[(&str, &str)]) -> Result<Config, Vec<String>> {
+    let local = [("APP__REDIS__HOST", "localhost"), ("DATABASE_URL", "postgres://app@localhost/app")];
+    let variables = local.iter().chain(variables);
+    Config::load(variables.map(|(name, value)| (name.into(), value.into())))
+        .map(|(config, _)| config)
+        .map_err(|problems| problems.iter().map(ToString::to_string).collect())
+}
+
+#[test]
+fn two_addresses_are_all_that_has_to_be_set() {
+    let config = load(&[]).unwrap();
+
+    assert_eq!(config.http.address.to_string(), "127.0.0.1:8080");
+    assert!(config.management.address.is_none());
+    assert_eq!(config.database.max_connections as usize, 4 * config.runtime.worker_threads);
+}
+
+#[test]
+fn every_problem_is_reported_at_once() {
+    let problems = load(&[
+        ("PORT", "80a"),
+        ("APP__HTTP__PROT", "1"),
+        ("APP__DATABASE__STATEMENT_TIMEOUT", "20s"),
+        ("APP__HEALTH__REDIS", "maybe"),
+        ("APP__REDIS__PASSWORD_FILE", "/nowhere"),
+    ])
+    .err()
+    .unwrap();
+
+    assert_eq!(problems.len(), 5, "{problems:#?}");
+}
+
+#[test]
+fn the_shutdown_stages_have_to_fit_the_grace_period() {
+    let problems = load(&[("APP__SHUTDOWN__GRACE", "22s")]).err().unwrap();
+
+    assert!(problems[0].starts_with("APP__SHUTDOWN__GRACE: must be longer"), "{problems:?}");
+}
+
+fn read(variables: &[(&str, &str)]) -> Settings {
+    Settings::read(variables.iter().map(|(name, value)| (name.into(), value.into())))
+}
+
+proptest! {
+    #[test]
+    fn any_text_is_a_secret_by_variable_and_by_file(value in "[^\\x00]{1,200}") {
+        let direct = read(&[("APP__DATABASE__PASSWORD", &value)]);
+        let secret = direct.secret("database.password").unwrap();
+            prop_assert_eq!(secret.expose_secret(), &value);
+
+        // A final carriage return and the newline behind it would both count as the line end.
+        let end = if value.ends_with('\r') { "" } else { "\n" };
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), format!("{value}{end}")).unwrap();
+        let path = file.path().to_str().unwrap();
+        let by_file = read(&[("APP__DATABASE__PASSWORD_FILE", path)]);
+        let secret = by_file.secret("database.password").unwrap();
+            prop_assert_eq!(secret.expose_secret(), &value);
+    }
+
+    #[test]
+    fn any_text_of_a_plain_setting_arrives_unchanged(value in "[^\\x00]{1,200}") {
+        let mut settings = read(&[("APP__DATABASE__USER", &value)]);
+        prop_assert_eq!(settings.get::<String>("database.user"), value);
+    }
+}
+
+#[test]
+fn later_sources_win_and_the_shadowed_ones_are_told() {
+    let settings = read(&[("PORT", "8081"), ("APP__HTTP__PORT", "9000")]);
+
+    let shown = settings.show();
+
+    let line = "APP__HTTP__PORT = \"9000\"  # APP__HTTP__PORT, over the default \"8080\" and PORT\n";
+    assert!(shown.contains(line), "{shown}");
+}
+
+#[test]
+fn secrets_are_redacted() {
+    let settings = read(&[("DATABASE_URL", "postgres://u:s3cr3t@h/d")]);
+
+    let shown = settings.show();
+
+    assert!(shown.contains("APP__DATABASE__URL = [redacted]  # DATABASE_URL\n"), "{shown}");
+    assert!(!shown.contains("s3cr3t"));
+}
+
+#[test]
+fn a_misspelt_name_is_refused_with_the_nearest_known_one() {
+    let settings = read(&[("APP__HTTP__PROT", "1"), ("APP_PORT", "tcp://10.0.0.1:80")]);
+
+    let problems: Vec<_> = settings.problems().iter().map(ToString::to_string).collect();
+    assert_eq!(problems, ["APP__HTTP__PROT: no such setting; did you mean APP__HTTP__PORT?"]);
+}
+
+#[test]
+fn a_value_and_its_file_exclude_each_other() {
+    let settings = read(&[("DATABASE_URL", "a"), ("DATABASE_URL_FILE", "/x")]);
+
+    let problems: Vec<_> = settings.problems().iter().map(ToString::to_string).collect();
+    assert_eq!(problems, ["DATABASE_URL_FILE: DATABASE_URL is set as well; only one of them may be"]);
+}
+
+#[test]
+fn the_empty_variable_is_not_set() {
+    let mut settings = read(&[("APP__HTTP__PORT", ""), ("PORT", "")]);
+
+    assert_eq!(settings.get::<u16>("http.port"), 8080);
+}
+
+#[test]
+fn a_limit_of_zero_would_be_none_and_is_refused() {
+    let problems = load(&[("APP__DATABASE__LOCK_TIMEOUT", "0s")]).err().unwrap();
+
+    assert_eq!(problems, ["APP__DATABASE__LOCK_TIMEOUT: must be at least 1ms"]);
+    assert!(load(&[("APP__SHUTDOWN__READY_DELAY", "0s")]).is_ok());
+}

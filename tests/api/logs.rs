@@ -1,0 +1,94 @@
+//! The log: one JSON object a line, whatever happens.
+
+use std::time::Duration;
+
+use rustix::process::Signal;
+use serde_json::{Value, json};
+
+use crate::support::app::Setup;
+
+#[track_caller]
+fn assert_is_log_line(line: &str) -> Value {
+    let value: Value = serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
+    for name in ["time", "level", "message", "target", "service", "version", "environment", "instance"] {
+        assert!(value[name].is_string(), "{name}: {line}");
+    }
+    // serde_json keeps the last of two equal names; the number of names tells.
+    let names = value.as_object().unwrap().len();
+    let compact = serde_json::to_string(&value).unwrap();
+    assert_eq!(compact.len(), line.len(), "{names} names, or one twice: {line}");
+    value
+}
+
+#[test]
+fn every_line_is_an_object_whatever_is_sent() {
+    let mut app = Setup::shared().set("LOG__LEVEL", "debug").set("SERVICE__INSTANCE", "pod \"1\"\n").start();
+    let mut client = app.client();
+    for path in ["/%0a%22", "/\"quoted\"", "/{}", "/<script>", "/a%00b", "/r/%ff%fe"] {
+        let headers = [("user-agent", "\"\\u0000\t\\"), ("x-request-id", "\"}{")];
+        app.client().try_request("GET", path, &headers, "");
+    }
+    client.send("POST", "/v1/links", &[("idempotency-key", "\"\\")], &json!({"url": "\u{0}\n\u{1b}[31m"}));
+    app.client().write(b"\xff\xfe\r\n\r\n");
+
+    app.terminate();
+    let (status, _) = app.wait(Duration::from_secs(10));
+
+    assert_eq!(status.code(), Some(0));
+    let lines = app.lines();
+    let objects: Vec<_> = lines.iter().map(|line| assert_is_log_line(line)).collect();
+    assert_eq!(objects.first().unwrap()["message"], "listening");
+    assert_eq!(objects.last().unwrap()["message"], "shutdown complete");
+    assert_eq!(app.errors(), "");
+}
+
+#[test]
+fn a_request_is_one_line_with_its_ids_and_times() {
+    let app = Setup::shared().start();
+    let created = app.client().send("POST", "/v1/links", &[], &json!({"url": "https://example.com/"}));
+
+    let line = app.logged("the request", |line| line["target"] == "access");
+
+    assert_eq!(line["method"], "POST");
+    assert_eq!(line["route"], "/v1/links");
+    assert_eq!(line["status"], 201);
+    assert_eq!(line["bytes"], created.body.len());
+    assert_eq!(line["request_id"].as_str(), created.header("x-request-id"));
+    assert_eq!(line["trace_id"].as_str().unwrap().len(), 32);
+    assert_eq!(line["client"], "127.0.0.1");
+    let (total, database) = (line["duration_ms"].as_f64().unwrap(), line["database_ms"].as_f64().unwrap());
+    assert!(database > 0.0 && database <= total, "{line}");
+    assert!(line["cache_ms"].as_f64().unwrap() > 0.0, "{line}");
+}
+
+#[test]
+fn probes_and_scrapes_are_not_logged_at_info() {
+    let app = Setup::shared().start();
+    for path in ["/health/live", "/health/ready", "/health/startup", "/metrics", "/nowhere"] {
+        app.get(path);
+    }
+
+    app.logged("the last request", |line| line["path"] == "/nowhere");
+
+    let routes: Vec<_> = app.log().iter().filter(|line| line["target"] == "access").cloned().collect();
+    assert_eq!(routes.len(), 1, "{routes:?}");
+}
+
+#[test]
+fn a_pipe_that_nobody_reads_does_not_stop_the_service() {
+    let mut app = Setup::shared().set("LOG__BUFFER_LINES", 100).with_unread_output().start();
+    let mut client = app.client();
+
+    for number in 0..10_000 {
+        assert_eq!(client.get("/nowhere").status, 404, "request {number}");
+    }
+
+    let dropped = app.metric("log_lines_dropped_total");
+    println!("10,000 requests answered, {dropped} lines dropped");
+    assert!(dropped > 5_000.0);
+    assert!(app.is_running());
+    app.signal(Signal::TERM);
+    let (status, time) = app.wait(Duration::from_secs(10));
+    println!("exit {status} after {time:?}");
+    assert_eq!(status.code(), Some(0));
+}

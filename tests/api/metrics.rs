@@ -1,0 +1,73 @@
+//! What `/metrics` shows.
+
+use crate::support::app::{App, Setup};
+use crate::support::http::Client;
+
+fn series(app: &App) -> usize {
+    app.get("/metrics").body.lines().filter(|line| !line.starts_with('#')).count()
+}
+
+#[test]
+fn clients_cannot_add_series() {
+    let app = Setup::shared().set("LOG__LEVEL", "warn,app::server=info").start();
+    let mut client = app.client();
+    let hammer = |client: &mut Client, numbers: std::ops::Range<u32>| {
+        for number in numbers {
+            let method = format!("METHOD{}", number % 100);
+            let host = format!("host{number}.example");
+            let path = format!("/path{number}/{}", number * 7);
+            let slug = format!("/v1/links/s{number}");
+            client.request(&method, &path, &[("x-request-id", &host)], "");
+            client.request(&method, &slug, &[("user-agent", &host)], "");
+        }
+    };
+    hammer(&mut client, 0..10);
+    app.get("/metrics");
+    let before = series(&app);
+
+    hammer(&mut client, 10..5_000);
+
+    assert_eq!(series(&app), before);
+    let size = app.get("/metrics").body.len();
+    println!("{before} series in {size} bytes after 10,000 different requests");
+    assert!(size < 256 * 1024);
+}
+
+#[test]
+fn requests_are_counted_by_method_route_and_code() {
+    let app = Setup::shared().start();
+    let mut client = app.client();
+
+    for slug in ["one", "two", "three"] {
+        client.get(&format!("/v1/links/{slug}"));
+    }
+
+    let labels = r#"{method="GET",route="/v1/links/{slug}",status_code="404"}"#;
+    assert_eq!(app.metric(&format!("http_request_duration_seconds_count{labels}")), 3.0);
+    assert_eq!(app.metric("database_acquire_seconds_count"), 3.0);
+    assert_eq!(app.metric("dependency_up{dependency=\"postgres\"}"), 1.0);
+    assert!(app.metric("http_connections_accepted_total") >= 2.0);
+    assert!(app.metric("process_open_fds") > 5.0);
+    // The scrape itself.
+    assert_eq!(app.metric("http_requests_in_flight"), 1.0);
+}
+
+#[test]
+fn the_text_is_what_prometheus_reads() {
+    let app = Setup::shared().start();
+
+    let response = app.get("/metrics");
+
+    assert_eq!(response.header("content-type"), Some("text/plain; version=0.0.4"));
+    for line in response.body.lines().filter(|line| !line.starts_with('#')) {
+        let (name, value) = line.rsplit_once(' ').unwrap();
+        assert!(value.parse::<f64>().is_ok(), "{line}");
+        assert!(name.starts_with(|c: char| c.is_ascii_lowercase()), "{line}");
+    }
+    for line in response.body.lines().filter_map(|line| line.strip_prefix("# TYPE ")) {
+        let (name, kind) = line.split_once(' ').unwrap();
+        // The process collector of the library has names of its own.
+        let named = name.ends_with("_total") || name.starts_with("process_");
+        assert_eq!(kind == "counter", named && kind == "counter", "{line}");
+    }
+}

@@ -1,0 +1,157 @@
+//! Clients that misbehave (G9, G13, G26-G28), and more of them than there is room for.
+
+use std::time::{Duration, Instant};
+
+use crate::support::app::{App, Setup};
+use crate::support::eventually;
+use crate::support::http::Client;
+
+fn closed_after(client: &mut Client, start: Instant) -> Duration {
+    assert!(client.is_closed());
+    start.elapsed()
+}
+
+#[test]
+fn clients_that_send_slowly_or_nothing_are_cut() {
+    let app = Setup::shared().set("HTTP__HEADER_TIMEOUT", "1s").start();
+    let limit = Duration::from_secs(2);
+    let start = Instant::now();
+    let mut silent = app.client();
+    let mut partial = app.client();
+    partial.write(b"GET / HT").unwrap();
+    let mut idle = app.client();
+    idle.get("/health/live");
+    let mut dribbling = app.client();
+
+    let mut sent = 0;
+    while dribbling.write(b"x").is_some() && start.elapsed() < 2 * limit {
+        sent += 1;
+        std::thread::park_timeout(Duration::from_millis(100));
+    }
+
+    let dribbled = start.elapsed();
+    println!("dribbled {sent} bytes until it was cut after {dribbled:?}");
+    assert!(dribbled < limit, "{dribbled:?}");
+    for client in [&mut silent, &mut partial, &mut idle] {
+        // All were cut in the meantime.
+        assert!(closed_after(client, Instant::now()) < Duration::from_millis(100));
+    }
+}
+
+#[test]
+fn unfinished_large_heads_cost_little_memory() {
+    let mut app = Setup::shared().set("HTTP__HEADER_TIMEOUT", "3s").start();
+    let before = app.resident_kib();
+    let head = format!("GET / HTTP/1.1\r\nhost: a\r\nx: {}", "y".repeat(400_000));
+
+    let mut clients: Vec<_> = (0..300)
+        .map(|_| {
+            let mut client = app.client();
+            // The service may close before it has all of it, which is the point.
+            let _ = client.write(head.as_bytes());
+            client
+        })
+        .collect();
+
+    let growth = app.resident_kib().saturating_sub(before);
+    println!("300 clients with 400 KB of an unfinished head: {growth} KiB more resident memory");
+    assert!(growth < 30 * 1024, "{growth}");
+    assert!(clients.iter_mut().all(Client::is_closed));
+    assert!(app.is_running());
+}
+
+#[test]
+fn the_number_of_connections_is_limited_and_the_rest_waits() {
+    let mut app = Setup::shared().set("HTTP__MAX_CONNECTIONS", 100).start();
+    let mut clients: Vec<_> = (0..500).map(|_| app.client()).collect();
+
+    let answered =
+        clients[..99].iter_mut().filter_map(|client| client.try_request("GET", "/health/live", &[], ""));
+    assert_eq!(answered.count(), 99);
+    let open = {
+        let mut last = clients.remove(99);
+        let metrics = last.get("/metrics").body;
+        let line = metrics.lines().find_map(|line| line.strip_prefix("http_connections_open ")).unwrap();
+        line.parse::<u32>().unwrap()
+    };
+    println!("{open} connections accepted of 500");
+    assert!(open <= 100);
+    clients.drain(..99);
+    eventually(Duration::from_secs(1), "a place", || {
+        clients[0].try_request("GET", "/health/live", &[], "").map(|answer| assert_eq!(answer.status, 200))
+    });
+    assert!(app.is_running());
+}
+
+fn busy(app: &App, path: &str) -> Client {
+    let mut client = app.client();
+    client.write(format!("GET {path} HTTP/1.1\r\nhost: a\r\n\r\n").as_bytes()).unwrap();
+    client
+}
+
+#[test]
+fn a_full_service_refuses_soon_and_stays_healthy() {
+    let app = Setup::shared().faulty().set("HTTP__MAX_IN_FLIGHT", 4).start();
+    let mut inside: Vec<_> = (0..4).map(|_| busy(&app, "/sleep/3000")).collect();
+    eventually(Duration::from_secs(2), "a full house", || {
+        (app.metric("http_requests_in_flight") == 5.0).then_some(())
+    });
+
+    let start = Instant::now();
+    let refused = app.get("/sleep/0");
+    let time = start.elapsed();
+
+    println!("refused after {time:?}");
+    assert_eq!((refused.status, refused.header("retry-after")), (503, Some("1")));
+    assert!(time >= Duration::from_millis(100) && time < Duration::from_millis(300), "{time:?}");
+    assert_eq!(app.get("/health/live").status, 200);
+    assert_eq!(app.get("/health/ready").status, 200);
+    assert_eq!(app.metric("http_requests_shed_total"), 1.0);
+    assert!(inside.iter_mut().all(|client| client.read_response(false).unwrap().status == 200));
+    assert_eq!(app.get("/sleep/0").status, 200);
+}
+
+#[test]
+fn half_bodies_slow_readers_and_slow_handlers_are_bounded() {
+    let app = Setup::shared()
+        .faulty()
+        .set("DATABASE__LOCK_TIMEOUT", "200ms")
+        .set("DATABASE__STATEMENT_TIMEOUT", "500ms")
+        .set("DATABASE__ACQUIRE_TIMEOUT", "500ms")
+        .set("HTTP__REQUEST_TIMEOUT", "1s")
+        .set("HTTP__WRITE_TIMEOUT", "1s")
+        .start();
+    let mut half = app.client();
+    half.write(b"POST /echo HTTP/1.1\r\nhost: a\r\ncontent-length: 9\r\n\r\nhalf").unwrap();
+    let mut slow = busy(&app, "/sleep/60000");
+    let _unread = busy(&app, "/large");
+
+    let start = Instant::now();
+    for client in [&mut half, &mut slow] {
+        let answer = client.read_response(false).unwrap();
+        assert_eq!((answer.status, answer.header("retry-after")), (503, Some("1")));
+        assert_eq!(answer.header("content-type"), Some("application/problem+json"));
+        assert!(start.elapsed() < Duration::from_secs(2));
+    }
+    eventually(Duration::from_secs(3), "the end of the unread response", || {
+        (app.metric("http_requests_in_flight") == 1.0).then_some(())
+    });
+    println!("all three ended after {:?}", start.elapsed());
+}
+
+#[test]
+fn a_client_that_leaves_is_counted_and_leaves_nothing() {
+    let app = Setup::shared().faulty().start();
+    let clients: Vec<_> = (0..100).map(|_| busy(&app, "/sleep/5000")).collect();
+    eventually(Duration::from_secs(5), "100 requests", || {
+        (app.metric("http_requests_in_flight") == 101.0).then_some(())
+    });
+
+    drop(clients);
+
+    let labels = r#"{method="GET",route="/sleep/{ms}",status_code="cancelled"}"#;
+    let name = format!("http_request_duration_seconds_count{labels}");
+    eventually(Duration::from_secs(2), "100 cancelled", || (app.metric(&name) == 100.0).then_some(()));
+    assert_eq!(app.metric("http_requests_in_flight"), 1.0);
+    app.logged("a cancelled request", |line| line["message"] == "request cancelled");
+}

@@ -1,0 +1,13 @@
+//! The service as a process: wrong settings, signals, servers that fail, clients that misbehave.
+#![expect(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
+#![expect(clippy::print_stdout, reason = "tests print what they measured")]
+
+#[path = "../support/mod.rs"]
+#[expect(dead_code, reason = "some of it is for the other test binary")]
+mod support;
+
+mod abuse;
+mod config;
+mod faults;
+mod panics;
+mod shutdown;

@@ -1,0 +1,231 @@
+//! Shutdown (G1-G3, G22-G24): nothing lost, always over by its deadline, and honest about it.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+
+use crate::support::app::{App, Setup};
+use crate::support::http::Client;
+use crate::support::{eventually, servers};
+
+/// Short times in the order of the real ones: 1 s from the signal to the deadline, or a little more.
+fn quick() -> Setup {
+    Setup::shared()
+        .set("DATABASE__LOCK_TIMEOUT", "300ms")
+        .set("DATABASE__STATEMENT_TIMEOUT", "500ms")
+        .set("DATABASE__ACQUIRE_TIMEOUT", "500ms")
+        .set("HTTP__REQUEST_TIMEOUT", "1500ms")
+        .set("SHUTDOWN__DRAIN_TIMEOUT", "2s")
+}
+
+/// What happened to the requests of clients that open a connection for each.
+#[derive(Default)]
+struct Tally {
+    answered: AtomicU64,
+    /// Nobody listened: safe to send to another instance.
+    refused: AtomicU64,
+    /// The connection was made, and ended without a complete response.
+    lost: AtomicU64,
+    /// Answered with something else than 200.
+    failed: AtomicU64,
+}
+
+#[test]
+fn no_accepted_request_is_lost_in_12_terminations_under_32_clients() {
+    let (mut answered, mut failed, mut lost, mut slowest) = (0, 0, 0, Duration::ZERO);
+    for _ in 0..12 {
+        let mut app = Setup::shared().start();
+        let (address, tally) = (app.address, Tally::default());
+        let stop = AtomicBool::new(false);
+        let status = thread::scope(|scope| {
+            for _ in 0..32 {
+                scope.spawn(|| {
+                    while !stop.load(Ordering::Relaxed) {
+                        let Some(mut client) = Client::try_connect(address) else {
+                            tally.refused.fetch_add(1, Ordering::Relaxed);
+                            return;
+                        };
+                        let headers = [("connection", "close")];
+                        let answer = client.try_request("GET", "/v1/links", &headers, "");
+                        let counter = match answer {
+                            Some(answer) if answer.status == 200 => &tally.answered,
+                            Some(_) => &tally.failed,
+                            None => &tally.lost,
+                        };
+                        counter.fetch_add(1, Ordering::Relaxed);
+                    }
+                });
+            }
+            eventually(Duration::from_secs(20), "500 answers", || {
+                (tally.answered.load(Ordering::Relaxed) >= 500).then_some(())
+            });
+            app.terminate();
+            let (status, time) = app.wait(Duration::from_secs(20));
+            stop.store(true, Ordering::Relaxed);
+            slowest = slowest.max(time);
+            status
+        });
+        assert_eq!(status.code(), Some(0), "{:?}", app.lines().last());
+        assert!(tally.refused.into_inner() > 0, "the clients went on after the end");
+        answered += tally.answered.into_inner();
+        lost += tally.lost.into_inner();
+        failed += tally.failed.into_inner();
+    }
+    println!(
+        "12 terminations: {answered} requests answered, {failed} refused, {lost} lost, slowest exit {slowest:?}"
+    );
+    assert_eq!((failed, lost), (0, 0));
+}
+
+/// Brings a connection into a state, in which it then gets a shutdown.
+type State = fn(&App) -> Client;
+
+fn sent(app: &App, bytes: &[u8]) -> Client {
+    let mut client = app.client();
+    client.write(bytes).unwrap();
+    client
+}
+
+#[test]
+fn whatever_the_clients_do_the_exit_comes_by_the_deadline_and_tells_what_was_cut() {
+    let states: [(&str, State, i32, u64); 8] = [
+        ("connected, nothing sent", |app| app.client(), 0, 1000),
+        ("part of a request line", |app| sent(app, b"GET /heal"), 0, 2500),
+        ("part of a head", |app| sent(app, b"GET / HTTP/1.1\r\nhost: a\r\n"), 0, 2500),
+        (
+            "idle after a response",
+            |app| {
+                let mut client = app.client();
+                client.get("/health/live");
+                client
+            },
+            0,
+            1000,
+        ),
+        ("waiting for a response", |app| sent(app, b"GET /sleep/1000 HTTP/1.1\r\nhost: a\r\n\r\n"), 0, 2000),
+        (
+            "half a body",
+            |app| sent(app, b"POST /echo HTTP/1.1\r\nhost: a\r\ncontent-length: 9\r\n\r\nhalf"),
+            0,
+            2000,
+        ),
+        (
+            "reading a response without an end",
+            |app| sent(app, b"GET /drip HTTP/1.1\r\nhost: a\r\n\r\n"),
+            3,
+            2500,
+        ),
+        ("not reading a large response", |app| sent(app, b"GET /large HTTP/1.1\r\nhost: a\r\n\r\n"), 3, 2500),
+    ];
+    for (name, bring, code, limit_ms) in states {
+        let mut app = quick().faulty().start();
+        let client = bring(&app);
+        eventually(Duration::from_secs(5), name, || {
+            (app.metric("http_connections_accepted_total") >= 2.0).then_some(())
+        });
+        app.terminate();
+
+        let (status, time) = app.wait(Duration::from_secs(10));
+
+        println!("{name}: exit {:?} after {time:?}", status.code());
+        assert_eq!(status.code(), Some(code), "{name}: {:?}", app.lines().last());
+        assert!(time < Duration::from_millis(limit_ms), "{name}: {time:?}");
+        let last = app.log().pop().unwrap();
+        assert_eq!(last["connections_cut"].as_u64(), (code == 3).then_some(1), "{name}: {last}");
+        drop(client);
+    }
+}
+
+#[test]
+fn readiness_falls_at_once_while_new_connections_are_served_for_the_delay() {
+    let delay = Duration::from_secs(2);
+    let mut app = Setup::shared().set("SHUTDOWN__READY_DELAY", "2s").start();
+    let mut kept = app.client();
+    kept.get("/health/live");
+
+    let signalled = Instant::now();
+    app.terminate();
+    eventually(Duration::from_millis(100), "not ready", || {
+        let answer = app.ready()?;
+        (answer.status == 503 && answer.json()["status"] == "draining").then_some(())
+    });
+    println!("not ready {:?} after the signal", signalled.elapsed());
+
+    let answer = kept.get("/v1/links");
+    assert_eq!((answer.status, answer.header("connection")), (200, Some("close")));
+    assert!(kept.is_closed());
+    let mut served = 0;
+    while signalled.elapsed() < delay - Duration::from_millis(200) {
+        assert!(app.is_running());
+        assert_eq!(app.get("/health/live").status, 200);
+        assert_eq!(app.get("/health/ready").status, 503);
+        assert_eq!(app.get("/v1/links").status, 200);
+        served += 3;
+    }
+    let (status, _) = app.wait(Duration::from_secs(5));
+    println!("{served} requests on new connections served while draining");
+    assert_eq!(status.code(), Some(0));
+    assert!(signalled.elapsed() >= delay && served > 30, "{served}");
+}
+
+#[test]
+fn a_request_in_progress_is_finished_and_its_row_written() {
+    let mut app = Setup::shared().faulty().start();
+    servers::postgres().sql(&app.database, "create table rows (id bigint generated always as identity)");
+    let mut client = sent(&app, b"POST /transaction/1000 HTTP/1.1\r\nhost: a\r\n\r\n");
+    eventually(Duration::from_secs(5), "the statement", || {
+        let running = "select 1 from pg_stat_activity where query like 'select pg_sleep%' and datname = current_database()";
+        (!servers::postgres().sql(&app.database, running).is_empty()).then_some(())
+    });
+
+    app.terminate();
+    let answer = client.read_response(false).unwrap();
+    let (status, _) = app.wait(Duration::from_secs(10));
+
+    assert_eq!((answer.status, answer.body.as_str()), (200, "written"));
+    assert_eq!(answer.header("connection"), Some("close"));
+    assert_eq!(status.code(), Some(0));
+    assert_eq!(servers::postgres().sql(&app.database, "select count(*)::text from rows"), ["1"]);
+}
+
+#[test]
+fn a_second_signal_ends_it_at_once() {
+    let mut app = Setup::shared().set("SHUTDOWN__READY_DELAY", "5s").start();
+
+    app.terminate();
+    app.logged("the first signal", |line| line["message"] == "shutting down");
+    app.signal(Signal::INT);
+    let (status, time) = app.wait(Duration::from_secs(5));
+
+    println!("exit {:?} {time:?} after the second signal", status.code());
+    assert_eq!(status.code(), Some(128 + 2));
+    assert!(time < Duration::from_millis(200));
+}
+
+#[test]
+fn a_signal_during_start_up_is_obeyed() {
+    // A server that takes connections and says nothing.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = silent.local_addr().unwrap().port();
+    let setup = || Setup::shared().set("DATABASE__PORT", port).set("REDIS__PORT", port);
+    let mut app = setup().start_unready();
+    assert_eq!(app.get("/health/live").status, 200);
+    assert_eq!(app.get("/health/ready").status, 503);
+
+    app.terminate();
+    let (status, time) = app.wait(Duration::from_secs(5));
+
+    println!("exit {:?} {time:?} after a signal during start-up", status.code());
+    assert_eq!(status.code(), Some(0));
+    assert!(time < Duration::from_secs(1));
+
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = silent.local_addr().unwrap().port();
+    let mut migrate = setup().set("DATABASE__PORT", port).command(&["migrate"]).spawn().unwrap();
+    let _connection = silent.accept().unwrap();
+    rustix::process::kill_process(rustix::process::Pid::from_child(&migrate), Signal::TERM).unwrap();
+    let status = eventually(Duration::from_secs(1), "exit of migrate", || migrate.try_wait().unwrap());
+    assert_eq!(status.code(), Some(128 + 15));
+}

@@ -1,0 +1,132 @@
+//! An HTTP/1.1 client that sends any bytes and hides nothing.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
+
+use serde_json::Value;
+
+/// Longest wait for bytes.
+const READ_LIMIT: Duration = Duration::from_secs(15);
+
+/// One connection.
+pub struct Client {
+    pub stream: TcpStream,
+    address: SocketAddr,
+    received: Vec<u8>,
+}
+
+#[derive(Clone, Debug)]
+pub struct Response {
+    pub status: u16,
+    /// Names in lower case, in order.
+    pub headers: Vec<(String, String)>,
+    pub body: String,
+}
+
+impl Response {
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
+    }
+
+    #[track_caller]
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.body).expect(&self.body)
+    }
+}
+
+impl Client {
+    pub fn connect(address: SocketAddr) -> Self {
+        Self::try_connect(address).unwrap()
+    }
+
+    /// `None` when the connection is refused.
+    pub fn try_connect(address: SocketAddr) -> Option<Self> {
+        let stream = TcpStream::connect(address).ok()?;
+        stream.set_read_timeout(Some(READ_LIMIT)).unwrap();
+        stream.set_nodelay(true).unwrap();
+        Some(Self { stream, address, received: Vec::new() })
+    }
+
+    #[track_caller]
+    pub fn get(&mut self, path: &str) -> Response {
+        self.request("GET", path, &[], "")
+    }
+
+    /// Sends JSON.
+    #[track_caller]
+    pub fn send(&mut self, method: &str, path: &str, headers: &[(&str, &str)], body: &Value) -> Response {
+        let headers = [&[("content-type", "application/json")], headers].concat();
+        self.request(method, path, &headers, &body.to_string())
+    }
+
+    #[track_caller]
+    pub fn request(&mut self, method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> Response {
+        self.try_request(method, path, headers, body).expect("the connection was closed without a response")
+    }
+
+    /// `None` when the connection ends before the response does.
+    pub fn try_request(
+        &mut self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: &str,
+    ) -> Option<Response> {
+        let mut head = format!("{method} {path} HTTP/1.1\r\nhost: {}\r\n", self.address);
+        for (name, value) in headers {
+            head += &format!("{name}: {value}\r\n");
+        }
+        if !body.is_empty() {
+            head += &format!("content-length: {}\r\n", body.len());
+        }
+        self.write(format!("{head}\r\n{body}").as_bytes())?;
+        self.read_response(method == "HEAD")
+    }
+
+    /// Sends bytes as they are; `None` when the other side has closed.
+    pub fn write(&mut self, bytes: &[u8]) -> Option<()> {
+        self.stream.write_all(bytes).ok()
+    }
+
+    /// Reads one response; `None` when the connection ends before it is complete.
+    pub fn read_response(&mut self, head_only: bool) -> Option<Response> {
+        let end = loop {
+            let end = self.received.windows(4).position(|window| window == b"\r\n\r\n");
+            if let Some(end) = end {
+                break end;
+            }
+            self.receive()?;
+        };
+        let head = String::from_utf8_lossy(&self.received[..end]).into_owned();
+        self.received.drain(..end + 4);
+        let mut lines = head.split("\r\n");
+        let status = lines.next()?.split(' ').nth(1)?.parse().ok()?;
+        let headers: Vec<_> = lines
+            .filter_map(|line| line.split_once(": "))
+            .map(|(name, value)| (name.to_lowercase(), value.to_owned()))
+            .collect();
+        let length = headers.iter().find(|(name, _)| name == "content-length");
+        let length = length.map_or(0, |(_, length)| length.parse().unwrap());
+        let length = if head_only || status == 204 || status == 304 { 0 } else { length };
+        while self.received.len() < length {
+            self.receive()?;
+        }
+        let body = self.received.drain(..length).collect();
+        Some(Response { status, headers, body: String::from_utf8(body).ok()? })
+    }
+
+    /// Whether the other side closes within the read limit, whatever it sends before.
+    pub fn is_closed(&mut self) -> bool {
+        while self.receive().is_some() {}
+        let end = self.stream.read(&mut [0]);
+        matches!(end, Ok(0)) || end.is_err_and(|error| error.kind() != ErrorKind::WouldBlock)
+    }
+
+    fn receive(&mut self) -> Option<()> {
+        let mut buffer = [0; 16 * 1024];
+        let count = self.stream.read(&mut buffer).ok().filter(|count| *count > 0)?;
+        self.received.extend_from_slice(&buffer[..count]);
+        Some(())
+    }
+}

@@ -1,0 +1,36 @@
+//! What the tests share: private servers that can be broken, the service as a process, a raw HTTP client.
+#![expect(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
+
+pub mod app;
+pub mod http;
+pub mod servers;
+
+use std::net::TcpListener;
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// Polls until `check` gives a value; panics after `limit`.
+#[track_caller]
+pub fn eventually<T>(limit: Duration, what: &str, mut check: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + limit;
+    loop {
+        if let Some(value) = check() {
+            return value;
+        }
+        assert!(Instant::now() < deadline, "not within {limit:?}: {what}");
+        thread::park_timeout(Duration::from_millis(10));
+    }
+}
+
+/// A port that is free now, below the range from which the system takes those of outgoing connections.
+pub fn free_port() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    loop {
+        let offset = std::process::id() as u16 % 1000 * 17;
+        let port = 10_000 + offset + NEXT.fetch_add(1, Ordering::Relaxed) % 4_000;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+}
