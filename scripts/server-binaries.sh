@@ -1,0 +1,130 @@
+# shellcheck shell=bash disable=SC2154 # The variables are those of scripts/server.
+# How scripts/server runs an installed PostgreSQL or Redis.
+
+pid=
+
+launch() {
+  # With job control the server gets a process group of its own, which Ctrl-C in a terminal does not reach.
+  set -m
+  "${command_line[@]}" </dev/null >>"$log" 2>&1 &
+  pid=$!
+  set +m
+}
+
+running() {
+  [ -n "$pid" ] && kill -0 "$pid" 2>/dev/null
+}
+
+# Asks for this very server: another program may have taken the port a moment ago.
+ready() {
+  case $kind in
+    postgres) [ "$(sed -n '1p;8p' "$data/postmaster.pid" 2>/dev/null | tr -d ' \n')" = "${pid}ready" ] ;;
+    redis) redis_accepts_password ;;
+  esac
+}
+
+server_pid() {
+  echo "$pid"
+}
+
+# Sends signal $1 to the server and its children, and prints the children. Each child of PostgreSQL has a process
+# group of its own; a parent that is stopped first starts no more of them.
+signal_all() {
+  local child
+  kill -s STOP "$pid"
+  for child in $(pgrep -P "$pid"); do
+    kill -s "$1" "$child" 2>/dev/null || continue
+    echo "$child"
+  done
+  kill -s "$1" "$pid"
+}
+
+pause() {
+  signal_all STOP >/dev/null
+}
+
+resume() {
+  signal_all CONT >/dev/null
+}
+
+crash() {
+  local child children
+  children=$(signal_all KILL)
+  wait "$pid" 2>/dev/null || :
+  # PostgreSQL does not start again while one of its processes holds the old shared memory.
+  for child in $children; do
+    while [[ $(ps -o stat= -p "$child") == [!Z]* ]]; do sleep 0.02; done
+  done
+}
+
+stop() {
+  local deadline=$((SECONDS + 10))
+  resume
+  kill -s "$stop_signal" "$pid"
+  while running; do
+    if [ "$SECONDS" -ge "$deadline" ]; then crash; fi
+    sleep 0.02
+  done
+}
+
+discard() {
+  :
+}
+
+prepare_redis() {
+  printf '%s\n' "bind 127.0.0.1" "port $port" "requirepass $quoted_password" 'save ""' >"$dir/redis.conf"
+  command_line=("$(redis_binary)" "$dir/redis.conf")
+  stop_signal=TERM
+}
+
+prepare_postgres() {
+  local bin
+  bin=$(dirname "$(postgres_binary)")
+  data=$dir/data
+  as=(env)
+  if [ "$(id -u)" = 0 ]; then use_other_user; fi
+  if ! [ -d "$data" ]; then
+    rm -rf "$data.new"
+    mkdir "$data.new"
+    if [ "$(id -u)" = 0 ]; then chown "$user" "$data.new"; fi
+    # The password goes through a pipe that the other user makes, for the file is closed to it.
+    "${as[@]}" bash -c 'exec "$@" --pwfile=<(cat)' initdb "$bin/initdb" --pgdata="$data.new" --username=app \
+      --auth=scram-sha-256 --encoding=UTF8 --locale=C --no-sync <"$dir/password" >>"$log" 2>&1 || fail "initdb failed"
+    echo 'CREATE DATABASE app' |
+      "${as[@]}" "$bin/postgres" --single -D "$data.new" -c fsync=off postgres >>"$log" 2>&1 || fail "no database"
+    mv "$data.new" "$data"
+  fi
+  # shellcheck disable=SC2206 # POSTGRES_ARGS is a list of words.
+  command_line=("${as[@]}" "$bin/postgres" -D "$data" -p "$port" -c listen_addresses=127.0.0.1
+    -c unix_socket_directories= ${POSTGRES_ARGS:-})
+  stop_signal=INT # which does not wait for clients to leave
+}
+
+# PostgreSQL refuses to run as root, and another user may be unable to reach DIR, below /root for instance. Then the
+# data lives in /var/tmp, and DIR/data points there.
+use_other_user() {
+  command -v setpriv >/dev/null || fail "PostgreSQL does not run as root: run this as another user, or install setpriv"
+  user=postgres
+  id "$user" >/dev/null 2>&1 || user=nobody
+  as=(setpriv --reuid="$user" --regid="$(id -g "$user")" --clear-groups)
+
+  if [ -L "$data" ] && [ -d "$data" ]; then
+    data=$(readlink "$data")
+  elif ! [ -d "$data" ] && ! "${as[@]}" test -x "$dir"; then
+    remove_orphans
+    local home
+    home=$(mktemp -d /var/tmp/app-servers-XXXXXX)
+    chmod 0711 "$home"
+    ln -sfn "$home/data" "$data"
+    echo "$dir" >"$home/dir"
+    data=$home/data
+  fi
+}
+
+# Nobody who removes DIR knows of its data in /var/tmp.
+remove_orphans() {
+  local home
+  for home in /var/tmp/app-servers-*; do
+    if [ -f "$home/dir" ] && [ "$(readlink "$(cat "$home/dir")/data")" != "$home/data" ]; then rm -rf "$home"; fi
+  done
+}
