@@ -30,6 +30,8 @@ const BACKLOG: u32 = 1024;
 /// Once the listener is closed, an open connection that has no request yet gets this long to send one: its
 /// request may be on the way.
 const FIRST_BYTE_GRACE: Duration = Duration::from_millis(300);
+/// Handshakes that have begun before the listener closes get this long to end: a round trip to a client.
+const HANDSHAKE_GRACE: Duration = Duration::from_millis(50);
 /// Pause after a failed accept, which is mostly the want of a descriptor.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Failed accepts are logged at most this often.
@@ -91,7 +93,11 @@ impl Server {
     async fn accept_until_closing(&self, listener: &TcpListener) {
         let places = Arc::new(Semaphore::new(self.0.http.max_connections));
         let mut last_logged: Option<Instant> = None;
-        let mut closing = pin!(self.0.stages.closing.cancelled());
+        let mut closing = pin!(async {
+            self.0.stages.closing.cancelled().await;
+            ignore_handshakes(listener);
+            tokio::time::sleep(HANDSHAKE_GRACE).await;
+        });
         loop {
             // The place first: what we have no place for waits in the kernel and costs us nothing.
             let accepted = tokio::select! {
@@ -202,6 +208,30 @@ impl Drop for Open {
         self.gauge.dec();
     }
 }
+
+/// Lets the kernel drop each request for a connection, and complete those that it has begun to answer. Without
+/// this there is a moment between the last accept and the close in which a connection completes and is reset.
+/// Whoever asks in this time asks again after a second (RFC 6298), and is refused.
+#[cfg(target_os = "linux")]
+fn ignore_handshakes(listener: &TcpListener) {
+    use socket2::{SockFilter, SockRef};
+    // Classic BPF over the TCP header: drop what has SYN and not ACK.
+    // https://docs.kernel.org/networking/filter.html
+    let filter = [
+        SockFilter::new(0x30, 0, 0, 13),       // ldb [13]: the flags
+        SockFilter::new(0x54, 0, 0, 0x12),     // and SYN | ACK
+        SockFilter::new(0x15, 0, 1, 0x02),     // jne SYN, to the last line
+        SockFilter::new(0x06, 0, 0, 0),        // ret 0: drop
+        SockFilter::new(0x06, 0, 0, u32::MAX), // ret: keep
+    ];
+    if let Err(error) = SockRef::from(listener).attach_filter(&filter) {
+        tracing::warn!(error = %error, "connections made in this moment may be reset");
+    }
+}
+
+/// Elsewhere that moment remains.
+#[cfg(not(target_os = "linux"))]
+fn ignore_handshakes(_: &TcpListener) {}
 
 async fn accept_with_place(
     listener: &TcpListener,
