@@ -9,7 +9,7 @@ use std::num::NonZeroUsize;
 use std::str::FromStr;
 use std::time::Duration;
 
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::Targets;
 
 use crate::address::{PostgresAddress, RedisAddress};
 use crate::rules;
@@ -100,7 +100,7 @@ pub struct Shutdown {
 }
 
 pub struct Log {
-    pub filter: String,
+    pub filter: Targets,
     pub format: LogFormat,
     pub buffer_lines: usize,
 }
@@ -112,6 +112,7 @@ pub enum LogFormat {
     Text,
 }
 
+#[derive(Clone, Copy)]
 pub struct Runtime {
     pub worker_threads: usize,
     pub max_blocking_threads: usize,
@@ -193,7 +194,7 @@ impl Config {
             pool_close_timeout: s.duration("shutdown.pool_close_timeout"),
         };
         let log = Log {
-            filter: s.get::<LogFilter>("log.level").0,
+            filter: s.get("log.level"),
             format: s.get("log.format"),
             buffer_lines: s.count("log.buffer_lines"),
         };
@@ -254,16 +255,5 @@ impl FromStr for LogFormat {
             "text" => Ok(Self::Text),
             _ => Err("must be auto, json or text"),
         }
-    }
-}
-
-/// A filter that [`EnvFilter`] takes.
-struct LogFilter(String);
-
-impl FromStr for LogFilter {
-    type Err = tracing_subscriber::filter::ParseError;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        EnvFilter::builder().parse(text).map(|_| Self(text.to_owned()))
     }
 }

@@ -14,7 +14,7 @@ use tracing::{Event, Subscriber, span};
 use tracing_subscriber::layer::{self, Layer, SubscriberExt};
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
-use tracing_subscriber::{EnvFilter, Registry, fmt as text};
+use tracing_subscriber::{Registry, fmt as text};
 
 use crate::VERSION;
 use crate::config::{Log, LogFormat, Service};
@@ -58,8 +58,7 @@ impl Telemetry {
         } else {
             Box::new(text::layer().with_ansi(terminal).with_writer(writer.clone()))
         };
-        let filter = EnvFilter::builder().parse_lossy(&log.filter);
-        tracing_subscriber::registry().with(format.with_filter(filter)).try_init()?;
+        tracing_subscriber::registry().with(format.with_filter(log.filter.clone())).try_init()?;
         let panics = IntCounter::new("panics_total", "Panics in any task or thread.")?;
         let counter = panics.clone();
         std::panic::set_hook(Box::new(move |panic| {
