@@ -10,7 +10,7 @@ use std::time::Duration;
 use uuid::Uuid;
 
 tokio::task_local! {
-    static CURRENT: Arc<RequestContext>;
+    static CURRENT: Option<Arc<RequestContext>>;
 }
 
 /// Ids and clocks of one request. Each line that is logged meanwhile carries the ids.
@@ -52,17 +52,17 @@ impl RequestContext {
 
 /// The request that the calling task works for.
 pub fn current() -> Option<Arc<RequestContext>> {
-    CURRENT.try_with(Arc::clone).ok()
+    CURRENT.try_with(Option::clone).ok().flatten()
 }
 
-/// Runs `work` for the request that `context` describes.
-pub async fn scope<T>(context: Arc<RequestContext>, work: impl Future<Output = T>) -> T {
+/// Runs `work` for the request that `context` describes, if there is one.
+pub async fn scope<T>(context: Option<Arc<RequestContext>>, work: impl Future<Output = T>) -> T {
     CURRENT.scope(context, work).await
 }
 
 /// The same for what does not wait: the end of a response body comes after the scope of its request.
 pub fn sync_scope<T>(context: Arc<RequestContext>, work: impl FnOnce() -> T) -> T {
-    CURRENT.sync_scope(context, work)
+    CURRENT.sync_scope(Some(context), work)
 }
 
 /// At most 64 characters that need no escaping anywhere.

@@ -7,7 +7,7 @@ use app::cli::{Arguments, Command, ConfigAction};
 use app::config::Config;
 use app::settings::Settings;
 use app::telemetry::Telemetry;
-use app::{healthcheck, postgres, router, server, shutdown};
+use app::{healthcheck, router, server};
 use clap::Parser;
 
 /// EX_CONFIG of sysexits(3).
@@ -42,19 +42,11 @@ fn work(config: Config, migrate: bool) -> anyhow::Result<u8> {
     let no_core = rustix::process::Rlimit { current: Some(0), maximum: Some(0) };
     rustix::process::setrlimit(rustix::process::Resource::Core, no_core)?;
     let telemetry = Telemetry::start(&config.log, &config.service)?;
-    let runtime = server::runtime(&config)?;
-    let result = runtime.block_on(async {
-        if migrate {
-            shutdown::or_signal(postgres::migrate(&config.database)).await
-        } else {
-            server::run(config, &telemetry, router::domains()).await
-        }
-    });
+    let result =
+        if migrate { server::migrate(&config) } else { server::run(config, &telemetry, router::domains()) };
     if let Err(error) = &result {
         tracing::error!(error = format!("{error:#}"), "stopped by an error");
     }
-    // A blocking call or a hung connection must not hold up the exit.
-    runtime.shutdown_background();
     telemetry.finish();
     result
 }

@@ -64,7 +64,7 @@ pub async fn observe(State(observer): State<Arc<Observer>>, request: Request, ne
             }
         }
     };
-    let mut response = context::scope(Arc::clone(&context), work).await;
+    let mut response = context::scope(Some(Arc::clone(&context)), work).await;
 
     exchange.status = Some(response.status());
     let headers = response.headers_mut();

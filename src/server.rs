@@ -11,15 +11,15 @@ use axum::Router;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::cache::Cache;
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::health::Health;
 use crate::listener::{self, Server};
 use crate::management::{Heartbeat, Management};
 use crate::metrics::Metrics;
-use crate::postgres::Database;
+use crate::postgres::{self, Database};
 use crate::probe::{PostgresProbe, RedisProbe};
 use crate::router;
-use crate::shutdown::{Signals, Stages, Tasks};
+use crate::shutdown::{self, Signals, Stages, Tasks};
 use crate::state::AppState;
 use crate::telemetry::Telemetry;
 
@@ -36,7 +36,34 @@ const MANAGEMENT_CONNECTIONS: usize = 32;
 /// were, 128 + n when a second signal (number n) ended the drain.
 ///
 /// Dependencies need not be there: the service is alive at once and ready when they are.
-pub async fn run(config: Config, telemetry: &Telemetry, domains: Router<AppState>) -> anyhow::Result<u8> {
+pub fn run(config: Config, telemetry: &Telemetry, domains: Router<AppState>) -> anyhow::Result<u8> {
+    on_runtime(config.runtime, Box::pin(serve(config, telemetry, domains)))
+}
+
+/// Applies the pending migrations; a signal stops it with exit code 128 + n.
+pub fn migrate(config: &Config) -> anyhow::Result<u8> {
+    on_runtime(config.runtime, Box::pin(shutdown::or_signal(postgres::migrate(&config.database))))
+}
+
+/// Does `work`. Neither generic nor in `main`: the compiler would translate all of the service once more for each use.
+fn on_runtime(
+    config: config::Runtime,
+    work: Pin<Box<dyn Future<Output = anyhow::Result<u8>> + '_>>,
+) -> anyhow::Result<u8> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(config.worker_threads)
+        .max_blocking_threads(config.max_blocking_threads)
+        .thread_keep_alive(Duration::from_secs(10))
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    let result = runtime.block_on(work);
+    // A blocking call or a hung connection must not hold up the exit.
+    runtime.shutdown_background();
+    result
+}
+
+async fn serve(config: Config, telemetry: &Telemetry, domains: Router<AppState>) -> anyhow::Result<u8> {
     let mut signals = Signals::install().context("cannot install signal handlers")?;
     let (stages, tasks) = (Stages::default(), Tasks::new(config.http.request_timeout));
     let metrics = Arc::new(Metrics::new(&telemetry.counters()).context("cannot register the metrics")?);
@@ -191,15 +218,4 @@ fn affordable(wanted: usize, database_connections: u32) -> usize {
         tracing::warn!(wanted, affordable, "the descriptor limit allows fewer connections");
     }
     wanted.min(affordable)
-}
-
-/// The runtime that `config` asks for.
-pub fn runtime(config: &Config) -> anyhow::Result<tokio::runtime::Runtime> {
-    tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(config.runtime.worker_threads)
-        .max_blocking_threads(config.runtime.max_blocking_threads)
-        .thread_keep_alive(Duration::from_secs(10))
-        .enable_all()
-        .build()
-        .context("cannot start the runtime")
 }

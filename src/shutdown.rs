@@ -12,7 +12,6 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::Instrument;
 
 use crate::context;
 use crate::error::Error;
@@ -77,12 +76,9 @@ impl Tasks {
         &self,
         work: impl Future<Output = Result<T, Error>> + Send + 'static,
     ) -> Result<T, Error> {
-        let work = timeout(self.limit, work.in_current_span());
+        let work = timeout(self.limit, work);
         let work = async { work.await.unwrap_or(Err(Error::Unavailable("The request took too long."))) };
-        let task = match context::current() {
-            Some(context) => self.tracker.spawn(context::scope(context, work)),
-            None => self.tracker.spawn(work),
-        };
+        let task = self.tracker.spawn(context::scope(context::current(), work));
         match pin!(task).await {
             Ok(result) => result,
             Err(error) => match error.try_into_panic() {

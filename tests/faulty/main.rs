@@ -100,9 +100,7 @@ fn main() -> anyhow::Result<std::process::ExitCode> {
     let (config, _) =
         Config::load(std::env::vars_os()).map_err(|problems| anyhow::anyhow!("{problems:?}"))?;
     let telemetry = Telemetry::start(&config.log, &config.service)?;
-    let runtime = server::runtime(&config)?;
-    let code = runtime.block_on(server::run(config, &telemetry, routes()));
-    runtime.shutdown_background();
+    let code = server::run(config, &telemetry, routes());
     telemetry.finish();
     code.map(Into::into)
 }
