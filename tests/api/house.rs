@@ -119,7 +119,7 @@ fn the_readme_lists_every_setting() {
 fn the_readme_names_files_that_exist() {
     let readme = read("README.md");
     let paths = readme.split('`').skip(1).step_by(2);
-    let folders = ["src/", "tests/", "migrations/", "docs/", "scripts/"];
+    let folders = ["src/", "tests/", "migrations/", "docs/", "scripts/", "deploy/", "docker-compose"];
     let paths: Vec<_> = paths.filter(|path| folders.iter().any(|folder| path.starts_with(folder))).collect();
     assert!(paths.len() > 15, "{paths:?}");
     for path in paths {

@@ -7,6 +7,7 @@
 mod support;
 
 mod config;
+mod deployment;
 mod health;
 mod house;
 mod http;

@@ -1,0 +1,59 @@
+//! The development stack from a fresh checkout: it serves, and an edit is live by itself.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use crate::docker::{Checkout, Project, docker};
+use crate::support::http::Client;
+use crate::support::{eventually, free_port};
+
+#[test]
+fn the_development_stack_reloads_an_edit() {
+    let checkout = Checkout::new();
+    let port = free_port();
+    let variables = [
+        ("DEV_PORT", port.to_string()),
+        ("DEV_POSTGRES_PORT", free_port().to_string()),
+        ("DEV_REDIS_PORT", free_port().to_string()),
+    ];
+    let project = Project::new("drydock-dev", &[checkout.path().join("docker-compose.yml")], &variables);
+    let start = Instant::now();
+    project.compose(&["up", "--detach", "--build", "--wait", "--wait-timeout", "600"]);
+    println!("up and healthy after {:.1?}, with everything compiled", start.elapsed());
+
+    let address = SocketAddr::from(([127, 0, 0, 1], port));
+    let body = json!({"url": "https://example.com/", "slug": "hello"});
+    assert_eq!(Client::connect(address).send("POST", "/v1/links", &[], &body).status, 201);
+    assert_eq!(Client::connect(address).get("/r/hello").status, 307);
+    let published = docker(&["ps", "--format", "{{.Ports}}", "--filter", &format!("publish={port}")]);
+    assert!(published.contains(&format!("127.0.0.1:{port}->")), "{published}");
+
+    let start = Instant::now();
+    checkout.edit("src/management.rs", "\"alive\"", "\"edited\"");
+    let live = eventually(Duration::from_secs(180), "the edit", || {
+        let answer = Client::try_connect(address)?.try_request("GET", "/health/live", &[], "")?;
+        (answer.json() == json!({"status": "edited"})).then(|| start.elapsed())
+    });
+    println!("an edit is live after {live:.1?}");
+    // The data of before the edit, from a file that did not exist when the watch began.
+    std::fs::write(checkout.path().join("src/added.rs"), "").unwrap();
+    checkout.edit("src/lib.rs", "pub mod address;", "pub mod added;\npub mod address;");
+    checkout.edit("src/management.rs", "\"edited\"", "\"twice\"");
+    eventually(Duration::from_secs(180), "the second edit", || {
+        let answer = Client::try_connect(address)?.try_request("GET", "/health/live", &[], "")?;
+        (answer.json() == json!({"status": "twice"})).then_some(())
+    });
+    let answer = eventually(Duration::from_secs(20), "the link", || {
+        Some(Client::try_connect(address)?.get("/r/hello")).filter(|answer| answer.status == 307)
+    });
+    assert_eq!(answer.header("location"), Some("https://example.com/"));
+
+    let start = Instant::now();
+    project.compose(&["stop"]);
+    println!("stopped after {:.1?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(10));
+    project.remove();
+    assert_eq!(project.remains(), "");
+}

@@ -1,0 +1,201 @@
+//! The Docker command, copies of the build context, and compose projects that are gone when the test is.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::support::eventually;
+
+/// Planted where a careless build would find it.
+pub const CANARY: &str = "canary-5c1b9e0d7f";
+pub const REVISION: &str = "0123456789ab";
+pub const IMAGE: &str = "drydock-test";
+/// Looks at other containers from inside.
+const PROBE: &str = "busybox:1.37";
+
+pub fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Runs `command` and returns its output; panics when it fails.
+#[track_caller]
+pub fn run(command: &mut Command) -> String {
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[track_caller]
+pub fn docker(arguments: &[&str]) -> String {
+    run(Command::new("docker").args(arguments))
+}
+
+#[track_caller]
+pub fn inspect(kind: &str, name: &str) -> Value {
+    serde_json::from_str::<Value>(&docker(&[kind, "inspect", name])).unwrap()[0].take()
+}
+
+/// A copy of what git knows of this checkout, with secrets planted beside and among the sources.
+pub struct Checkout(TempDir);
+
+impl Checkout {
+    pub fn new() -> Self {
+        let copy = TempDir::new().unwrap();
+        let list = Command::new("git").args(["ls-files", "-z"]).current_dir(root()).output().unwrap();
+        for name in String::from_utf8(list.stdout).unwrap().split_terminator('\0') {
+            let to = copy.path().join(name);
+            fs::create_dir_all(to.parent().unwrap()).unwrap();
+            fs::copy(root().join(name), to).unwrap();
+        }
+        for name in [".env", "src/.env", "migrations/server.key", "src/links/server.pem", "secrets/password"]
+        {
+            fs::create_dir_all(copy.path().join(name).parent().unwrap()).unwrap();
+            fs::write(copy.path().join(name), CANARY).unwrap();
+        }
+        Self(copy)
+    }
+
+    pub fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    /// Replaces `from`, which must be there, in one of its files.
+    pub fn edit(&self, name: &str, from: &str, to: &str) {
+        let path = self.path().join(name);
+        let text = fs::read_to_string(&path).unwrap();
+        assert!(text.contains(from), "{name}");
+        fs::write(path, text.replace(from, to)).unwrap();
+    }
+
+    /// Builds and returns the output of the build and how long it took.
+    pub fn build(&self, arguments: &[&str]) -> (Output, Duration) {
+        let start = Instant::now();
+        let mut build = Command::new("docker");
+        build.args(["build", "--progress=plain"]).args(arguments).arg(self.path());
+        (build.output().unwrap(), start.elapsed())
+    }
+}
+
+/// Builds `IMAGE:tag` as a release would.
+#[track_caller]
+pub fn build_image(checkout: &Checkout, tag: &str, more: &[&str]) -> Duration {
+    let version = concat!("VERSION=", env!("CARGO_PKG_VERSION"));
+    let (revision, name) = (format!("REVISION={REVISION}"), format!("{IMAGE}:{tag}"));
+    let arguments = [&["--tag", &name, "--build-arg", version, "--build-arg", &revision], more].concat();
+    let (output, time) = checkout.build(&arguments);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    time
+}
+
+/// The image that all tests look at, and the time that it took to build it without any layer of an earlier build.
+pub fn image() -> &'static (Checkout, Duration) {
+    static BUILT: OnceLock<(Checkout, Duration)> = OnceLock::new();
+    BUILT.get_or_init(|| {
+        let checkout = Checkout::new();
+        let time = build_image(&checkout, "clean", &["--no-cache"]);
+        (checkout, time)
+    })
+}
+
+/// A compose project; its containers, networks and volumes are removed when this is dropped.
+pub struct Project {
+    name: String,
+    files: Vec<PathBuf>,
+    variables: Vec<(&'static str, String)>,
+}
+
+impl Project {
+    pub fn new(name: &str, files: &[PathBuf], variables: &[(&'static str, String)]) -> Self {
+        let name = format!("{name}-{}", std::process::id());
+        Self { name, files: files.to_vec(), variables: variables.to_vec() }
+    }
+
+    /// The same project from other files. It is removed with either.
+    pub fn with_files(&self, files: &[PathBuf], variables: &[(&'static str, String)]) -> Self {
+        Self { name: self.name.clone(), files: files.to_vec(), variables: variables.to_vec() }
+    }
+
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new("docker");
+        command.args(["compose", "--project-name", &self.name]);
+        for file in &self.files {
+            command.arg("--file").arg(file);
+        }
+        // A file of the developer's own must not decide.
+        command.args(["--env-file", "/dev/null"]).args(arguments);
+        command.envs(self.variables.iter().map(|(name, value)| (*name, value)));
+        command
+    }
+
+    #[track_caller]
+    pub fn compose(&self, arguments: &[&str]) -> String {
+        run(&mut self.command(arguments))
+    }
+
+    /// Identifiers of the containers of `service`.
+    pub fn containers(&self, service: &str) -> Vec<String> {
+        let list = self.compose(&["ps", "--all", "--quiet", service]);
+        list.lines().map(ToOwned::to_owned).collect()
+    }
+
+    pub fn network(&self, name: &str) -> String {
+        format!("{}_{name}", self.name)
+    }
+
+    /// JSON lines that the containers of `service` have written; each line of standard output is one.
+    #[track_caller]
+    pub fn log(&self, service: &str) -> Vec<Value> {
+        let logs: String =
+            self.containers(service).iter().map(|container| docker(&["logs", container])).collect();
+        logs.lines().map(|line| serde_json::from_str(line).expect(line)).collect()
+    }
+
+    /// What is left of the project, by label.
+    pub fn remains(&self) -> String {
+        let label = format!("label=com.docker.compose.project={}", self.name);
+        ["container", "network", "volume"]
+            .map(|kind| docker(&[kind, "ls", "--quiet", "--filter", &label]))
+            .concat()
+    }
+
+    #[track_caller]
+    pub fn remove(&self) {
+        self.compose(&["down", "--volumes", "--timeout", "5"]);
+    }
+}
+
+impl Drop for Project {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let logs = self.command(&["logs", "--tail", "20"]).output().unwrap();
+            println!("{}", String::from_utf8_lossy(&logs.stdout));
+        }
+        let _ = self.command(&["down", "--volumes", "--timeout", "5"]).output();
+    }
+}
+
+/// Waits until a container's health is `expected`.
+#[track_caller]
+pub fn await_health(container: &str, expected: &str, limit: Duration) -> Duration {
+    let start = Instant::now();
+    eventually(limit, expected, || {
+        let health = docker(&["inspect", "--format", "{{.State.Health.Status}}", container]);
+        (health.trim() == expected).then_some(())
+    });
+    start.elapsed()
+}
+
+/// Runs a command of busybox in a container of its own, and tells whether it succeeded, with its output.
+pub fn probe(options: &[&str], command: &[&str]) -> (bool, String) {
+    let mut probe = Command::new("docker");
+    probe.args(["run", "--rm"]).args(options).arg(PROBE).args(command);
+    let output = probe.output().unwrap();
+    // 125: the engine could not run it, which is not an answer.
+    assert_ne!(output.status.code(), Some(125), "{}", String::from_utf8_lossy(&output.stderr));
+    (output.status.success(), String::from_utf8_lossy(&output.stdout).into_owned())
+}

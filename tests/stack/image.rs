@@ -1,0 +1,168 @@
+//! The image: what is in it, what it says about itself, and what it costs to build.
+
+use std::fs;
+use std::process::Command;
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::docker::{CANARY, Checkout, IMAGE, REVISION, build_image, docker, image, inspect, run};
+
+/// A published figure of a Go service on distroless static is 12 MB.
+const MAX_BYTES: u64 = 10_000_000;
+
+fn clean() -> String {
+    image();
+    format!("{IMAGE}:clean")
+}
+
+/// The binary of `tag`, by its SHA-256.
+fn binary_digest(tag: &str) -> String {
+    let container = docker(&["create", &format!("{IMAGE}:{tag}")]);
+    let digest = run(Command::new("sh")
+        .args(["-c", "docker cp \"$1:/app\" - | tar -xO | sha256sum", "sh"])
+        .arg(container.trim()));
+    docker(&["rm", container.trim()]);
+    digest
+}
+
+#[test]
+fn it_is_small() {
+    let bytes = inspect("image", &clean())["Size"].as_u64().unwrap();
+    println!("image: {:.2} MB in all", bytes as f64 / 1e6);
+    assert!(bytes < MAX_BYTES, "{bytes}");
+}
+
+#[test]
+fn it_says_what_it_is_and_how_to_run_it() {
+    let image = inspect("image", &clean());
+    let config = &image["Config"];
+    assert_eq!(config["User"], "65532:65532");
+    assert_eq!(config["Entrypoint"], json!(["/app"]));
+    assert_eq!(config["Cmd"], json!(["serve"]));
+    assert_eq!(config["StopSignal"], "SIGTERM");
+    assert_eq!(config["ExposedPorts"], json!({"8080/tcp": {}}));
+    assert_eq!(config["Volumes"], Value::Null);
+    let check = &config["Healthcheck"];
+    assert_eq!(check["Test"], json!(["CMD", "/app", "healthcheck"]));
+    for setting in ["Interval", "Timeout", "StartPeriod", "Retries"] {
+        assert!(check[setting].as_u64().unwrap() > 0, "{setting}");
+    }
+    let labels = &config["Labels"];
+    assert_eq!(labels["org.opencontainers.image.version"], env!("CARGO_PKG_VERSION"));
+    assert_eq!(labels["org.opencontainers.image.revision"], REVISION);
+    for label in ["title", "description", "licenses", "created", "source"] {
+        assert!(labels[format!("org.opencontainers.image.{label}")].is_string(), "{label}");
+    }
+    let version = docker(&["run", "--rm", &clean(), "--version"]);
+    assert!(version.contains(REVISION), "{version}");
+}
+
+#[test]
+fn it_holds_the_binary_and_the_base_and_no_tool() {
+    let base = fs::read_to_string(crate::docker::root().join("Dockerfile")).unwrap();
+    let base = base.lines().find_map(|line| line.strip_prefix("ARG RUNTIME_IMAGE=")).unwrap();
+    let base = base.split('@').next().unwrap();
+    let layers = |name: &str| inspect("image", name)["RootFS"]["Layers"].as_array().unwrap().clone();
+    let (ours, theirs) = (layers(&clean()), layers(base));
+    assert_eq!(ours[..theirs.len()], theirs[..]);
+
+    let container = docker(&["create", &clean()]);
+    let script = "docker export \"$1\" | tar -tv --numeric-owner";
+    let list = run(Command::new("sh").args(["-c", script, "sh"]).arg(container.trim()));
+    docker(&["rm", container.trim()]);
+    let tools = [
+        "sh", "bash", "dash", "busybox", "apt", "apt-get", "dpkg", "rpm", "apk", "curl", "wget", "cargo",
+        "rustc",
+    ];
+    let mut binaries = 0;
+    for line in list.lines() {
+        let (mode, rest) = line.split_once(' ').unwrap();
+        let path = rest.splitn(5, ' ').last().unwrap().trim();
+        let name = path.rsplit('/').next().unwrap();
+        assert!(!mode.contains(['s', 'S']), "set-user-id: {line}");
+        assert!(mode.starts_with('d') || !tools.contains(&name), "{line}");
+        assert!(!path.starts_with("src") && !path.contains(".cargo"), "{line}");
+        if path == "app" {
+            assert!(line.starts_with("-r-xr-xr-x 0/0 "), "{line}");
+            binaries += 1;
+        }
+    }
+    assert_eq!(binaries, 1);
+    println!("{} files, {} layers above the base", list.lines().count(), ours.len() - theirs.len());
+}
+
+#[test]
+fn nothing_else_enters_the_build_and_no_secret_the_image() {
+    let (checkout, _) = image();
+    // What the build sees, written out by a Dockerfile that takes all of it.
+    let seen = TempDir::new().unwrap();
+    let everything = seen.path().join("Dockerfile");
+    fs::write(&everything, "FROM scratch\nCOPY . /\n").unwrap();
+    let context = seen.path().join("context");
+    let (output, _) = checkout.build(&[
+        "--file",
+        everything.to_str().unwrap(),
+        "--output",
+        &format!("type=local,dest={}", context.display()),
+    ]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let top = fs::read_dir(&context).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let mut top: Vec<_> = top.collect();
+    top.sort();
+    assert_eq!(top, [".sqlx", "Cargo.lock", "Cargo.toml", "build.rs", "migrations", "src"]);
+    let grep = Command::new("grep").args(["-rl", CANARY]).arg(&context).output().unwrap();
+    assert_eq!(grep.status.code(), Some(1), "{}", String::from_utf8_lossy(&grep.stdout));
+
+    // Every layer, and all that is said about the image. A layer may be compressed: tar finds out.
+    let saved = TempDir::new().unwrap();
+    let script = r#"docker save "$1" | tar -x -C "$2"
+        find "$2" -type f | while read -r blob; do tar -xOf "$blob" 2>/dev/null || cat "$blob"; done > "$2.all"
+        docker history --no-trunc "$1" >> "$2.all"; wc -c < "$2.all"; ! grep -c "$3" "$2.all"; rm "$2.all""#;
+    let folder = saved.path().join("image");
+    fs::create_dir(&folder).unwrap();
+    let mut search = Command::new("sh");
+    search.args(["-ec", script, "sh", &clean()]).arg(&folder);
+    let output = run(search.arg(CANARY));
+    println!(
+        "searched {} bytes of layers and history for the planted secret",
+        output.lines().next().unwrap()
+    );
+    assert_eq!(output.lines().nth(1), Some("0"));
+}
+
+#[test]
+fn a_change_of_one_line_costs_a_tenth_of_a_clean_build() {
+    let (_, clean) = image();
+    let changed = Checkout::new();
+    changed.edit("src/management.rs", "\"alive\"", "\"well\"");
+    let rebuild = build_image(&changed, "changed", &[]);
+    let percent = 100.0 * rebuild.as_secs_f64() / clean.as_secs_f64();
+    println!("clean build {clean:.1?}, after a change of one line {rebuild:.1?}: {percent:.1} %");
+    assert!(percent <= 10.0, "{percent}");
+    assert_ne!(binary_digest("changed"), binary_digest("clean"), "the change is in the binary");
+}
+
+#[test]
+fn two_clean_builds_give_the_same_binary() {
+    image();
+    let second = Checkout::new();
+    build_image(&second, "again", &["--no-cache"]);
+    let digests = [binary_digest("clean"), binary_digest("again")];
+    println!("{}", digests[0].trim());
+    assert_eq!(digests[0], digests[1]);
+}
+
+#[test]
+fn the_test_stage_fails_with_a_failing_test() {
+    let checkout = Checkout::new();
+    let (output, time) = checkout.build(&["--target", "test"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let path = checkout.path().join("src/lib.rs");
+    let source = fs::read_to_string(&path).unwrap();
+    fs::write(&path, format!("{source}\n#[test]\nfn a_failing_test() {{ assert!(false) }}\n")).unwrap();
+    let (output, again) = checkout.build(&["--target", "test"]);
+    println!("test stage {time:.1?}, after a change {again:.1?}");
+    let log = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && log.contains("a_failing_test ... FAILED"), "{log}");
+}

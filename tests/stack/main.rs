@@ -1,0 +1,14 @@
+//! The image and the two stacks on a Docker engine: `make test-stack`. One test at a time: they measure.
+#![expect(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
+#![expect(clippy::print_stdout, reason = "tests print what they measured")]
+
+#[path = "../support/mod.rs"]
+#[expect(dead_code, reason = "some of it is for the other test binaries")]
+mod support;
+
+mod attack;
+mod development;
+mod docker;
+mod image;
+mod load;
+mod production;

@@ -1,0 +1,472 @@
+//! The production stack, as docker-compose.prod.yml has it: served through nginx, attacked, and taken apart.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::docker::{IMAGE, Project, await_health, docker, image, inspect, probe, root, run};
+use crate::support::http::Client;
+use crate::support::{eventually, free_port};
+use crate::{attack, load};
+
+/// What the service may use, in bytes.
+const MEMORY: u64 = 128 << 20;
+
+struct Stack {
+    project: Project,
+    address: SocketAddr,
+    secrets: TempDir,
+    variables: Vec<(&'static str, String)>,
+}
+
+impl Stack {
+    fn start() -> Self {
+        image();
+        let secrets = TempDir::new().unwrap();
+        let folder = secrets.path().to_str().unwrap().to_owned();
+        run(Command::new(root().join("deploy/make-secrets")).env("SECRETS_DIR", &folder));
+        let port = free_port();
+        let variables = vec![
+            ("APP_IMAGE", IMAGE.to_owned()),
+            ("APP_TAG", "clean".to_owned()),
+            ("HTTP_BIND", "127.0.0.1".to_owned()),
+            ("HTTP_PORT", port.to_string()),
+            ("SECRETS_DIR", folder),
+        ];
+        let project = Project::new("drydock-prod", &[root().join("docker-compose.prod.yml")], &variables);
+        project.compose(&["up", "--detach", "--wait", "--wait-timeout", "120"]);
+        Self { project, address: ([127, 0, 0, 1], port).into(), secrets, variables }
+    }
+
+    fn client(&self) -> Client {
+        Client::connect(self.address)
+    }
+
+    /// Container of the first replica.
+    fn app(&self) -> String {
+        self.project.containers("app").remove(0)
+    }
+
+    fn secret(&self, name: &str) -> String {
+        fs::read_to_string(self.secrets.path().join(name)).unwrap()
+    }
+}
+
+#[test]
+fn the_production_stack() {
+    let start = Instant::now();
+    let stack = Stack::start();
+    println!("up and healthy after {:.1?}", start.elapsed());
+    let checks: [(&str, fn(&Stack)); 13] = [
+        ("serves through its front door", serves_through_its_front_door),
+        ("follows a request by its id", follows_a_request_by_its_id),
+        ("shows the world no metrics and no details", shows_no_metrics_and_no_details),
+        ("migrates once, before the service", migrates_once),
+        ("is hardened while it runs", is_hardened),
+        ("is sized to its container", is_sized_to_its_container),
+        ("is restarted with growing delays", is_restarted_with_growing_delays),
+        ("keeps its networks apart", keeps_its_networks_apart),
+        ("shows no secret", shows_no_secret),
+        ("stops a replica under load", stops_a_replica_under_load),
+        ("notices replicas that come", notices_replicas),
+        ("is unhealthy without its database", is_unhealthy_without_its_database),
+        ("survives an attack", survives_an_attack),
+    ];
+    for (name, check) in checks {
+        let start = Instant::now();
+        check(&stack);
+        println!("-- {name}: {:.1?}", start.elapsed());
+    }
+    speaks_tls_and_http2(&stack);
+    stack.project.remove();
+    assert_eq!(stack.project.remains(), "");
+}
+
+fn serves_through_its_front_door(stack: &Stack) {
+    let mut client = stack.client();
+    let body = json!({"url": "https://example.com/", "slug": "load"});
+    assert_eq!(client.send("POST", "/v1/links", &[], &body).status, 201);
+    assert_eq!(client.send("POST", "/v1/links", &[], &body).status, 409);
+    for _ in 0..2 {
+        let answer = client.get("/r/load");
+        assert_eq!((answer.status, answer.header("location")), (307, Some("https://example.com/")));
+    }
+    assert_eq!(client.get("/v1/links").json()["items"].as_array().unwrap().len(), 1);
+    let answer = client.get("/nothing");
+    assert_eq!((answer.status, answer.header("content-type")), (404, Some("application/problem+json")));
+    // The body limit of nginx is that of the service, which answers in its own words below it.
+    let body = |bytes: usize| {
+        let headers = [("content-type", "application/json")];
+        stack.client().request("POST", "/v1/links", &headers, &" ".repeat(bytes)).status
+    };
+    assert_eq!((body(1 << 20), body((1 << 20) + 1)), (400, 413));
+}
+
+fn follows_a_request_by_its_id(stack: &Stack) {
+    let trace_id = "4bf92f3577b34da6a3ce929d0e0e4736";
+    let parent = format!("00-{trace_id}-00f067aa0ba902b7-01");
+    let headers = [("x-request-id", "from-the-caller"), ("traceparent", parent.as_str())];
+    let answer = stack.client().request("GET", "/v1/links", &headers, "");
+    assert_eq!(answer.header("x-request-id"), Some("from-the-caller"));
+    assert!(answer.header("traceparent").unwrap().contains(trace_id));
+    let find = |service: &str| {
+        eventually(Duration::from_secs(5), service, || {
+            stack.project.log(service).into_iter().find(|line| line["request_id"] == "from-the-caller")
+        })
+    };
+    let (edge, inner) = (find("nginx"), find("app"));
+    assert!(edge["traceparent"].as_str().unwrap().contains(trace_id), "{edge}");
+    assert_eq!((&edge["status"], &edge["path"]), (&json!(200), &json!("/v1/links")));
+    assert_eq!(inner["trace_id"], trace_id);
+    // What does not look like an id is replaced, and the caller is told.
+    let answer = stack.client().request("GET", "/v1/links", &[("x-request-id", "a b\"c")], "");
+    assert_eq!(answer.header("x-request-id").unwrap().len(), 32);
+}
+
+fn shows_no_metrics_and_no_details(stack: &Stack) {
+    let mut client = stack.client();
+    assert_eq!(client.get("/metrics").status, 404);
+    assert_eq!(client.get("/health/live").status, 200);
+    assert_eq!(client.get("/health/ready").json(), json!({"status": "ready"}));
+    let front = stack.project.network("front");
+    let ask =
+        |path: &str| probe(&["--network", &front], &["wget", "-qO-", &format!("http://app:9090{path}")]);
+    let (asked, metrics) = ask("/metrics");
+    assert!(asked && metrics.contains("http_request_duration_seconds_bucket"));
+    let (asked, details) = ask("/health/ready");
+    assert!(asked && details.contains("postgres"), "{details}");
+}
+
+fn migrates_once(stack: &Stack) {
+    let container = stack.project.containers("migrate").remove(0);
+    let state = inspect("container", &container)["State"].take();
+    assert_eq!((&state["Status"], &state["ExitCode"]), (&json!("exited"), &json!(0)));
+    let started = inspect("container", &stack.app())["State"]["StartedAt"].take();
+    assert!(state["FinishedAt"].as_str() < started.as_str());
+}
+
+fn is_hardened(stack: &Stack) {
+    for service in ["nginx", "app", "postgres", "redis"] {
+        let container = stack.project.containers(service).remove(0);
+        let details = inspect("container", &container);
+        let host = &details["HostConfig"];
+        assert_eq!(host["ReadonlyRootfs"], true, "{service}");
+        assert_eq!(host["CapDrop"], json!(["ALL"]), "{service}");
+        assert_eq!(host["Privileged"], false, "{service}");
+        assert!(host["SecurityOpt"].to_string().contains("no-new-privileges"), "{service}");
+        assert!(host["Memory"].as_u64() > Some(0) && host["NanoCpus"].as_u64() > Some(0), "{service}");
+        assert!(host["MemoryReservation"].as_u64() > Some(0), "{service}");
+        assert!(host["PidsLimit"].as_u64() > Some(0), "{service}");
+        assert_eq!(host["RestartPolicy"]["Name"], "unless-stopped", "{service}");
+        assert_eq!(host["LogConfig"]["Type"], "json-file", "{service}");
+        let log = &host["LogConfig"]["Config"];
+        assert!(
+            ["max-size", "max-file", "labels"].iter().all(|name| log[name].is_string()),
+            "{service}: {log}"
+        );
+        assert!(!host["Binds"].to_string().contains("docker.sock"));
+        let published = host["PortBindings"].as_object().map_or(0, serde_json::Map::len);
+        assert_eq!(published, usize::from(service == "nginx"), "{service}");
+
+        // What the kernel says of its first process.
+        let shared = format!("container:{container}");
+        let (read, status) = probe(&["--pid", &shared], &["cat", "/proc/1/status"]);
+        assert!(read);
+        let field = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+            line.unwrap().trim().to_owned()
+        };
+        assert_eq!(field("CapEff"), "0000000000000000", "{service}");
+        assert_eq!((field("NoNewPrivs"), field("Seccomp")), ("1".to_owned(), "2".to_owned()), "{service}");
+        let uid = if service == "app" {
+            "65532"
+        } else if service == "nginx" {
+            "101"
+        } else {
+            "999"
+        };
+        assert_eq!(field("Uid").split_whitespace().collect::<Vec<_>>(), [uid; 4], "{service}");
+
+        // Nothing can be written but what is mounted for it.
+        let copy = Command::new("docker")
+            .args(["cp", "/etc/hostname", &format!("{container}:/written")])
+            .output()
+            .unwrap();
+        let refusal = String::from_utf8_lossy(&copy.stderr);
+        assert!(!copy.status.success() && refusal.contains("read-only"), "{service}: {refusal}");
+    }
+    let limits = &inspect("container", &stack.app())["HostConfig"]["Ulimits"][0];
+    assert!(limits["Name"] == "nofile" && limits["Hard"].as_u64() <= Some(20_000), "{limits}");
+    assert_eq!(inspect("container", &stack.app())["Config"]["StopTimeout"], 30);
+    // The image's own tools, in the containers that have some, as their own users.
+    for service in ["nginx", "postgres", "redis"] {
+        let mut touch = stack.project.command(&["exec", "--no-TTY", service, "touch", "/etc/written"]);
+        assert!(!touch.output().unwrap().status.success(), "{service}");
+    }
+}
+
+/// Starts the image alone on so many CPUs and returns its line "listening".
+fn listening(cpus: &str) -> Value {
+    let settings = [
+        "APP__DATABASE__HOST=127.0.0.1",
+        "APP__DATABASE__USER=app",
+        "APP__DATABASE__NAME=app",
+        "APP__REDIS__HOST=127.0.0.1",
+        "APP__SHUTDOWN__READY_DELAY=0s",
+    ];
+    let mut arguments = vec!["run", "--detach", "--network", "none", "--cpus", cpus];
+    arguments.extend(settings.iter().flat_map(|setting| ["--env", setting]));
+    let image = format!("{IMAGE}:clean");
+    arguments.push(&image);
+    let container = docker(&arguments).trim().to_owned();
+    let line = eventually(Duration::from_secs(10), "listening", || {
+        let log = docker(&["logs", &container]);
+        log.lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .find(|line: &Value| line["message"] == "listening")
+    });
+    let start = Instant::now();
+    docker(&["stop", &container]);
+    let code = docker(&["inspect", "--format", "{{.State.ExitCode}}", &container]);
+    println!("{cpus} CPUs: {} worker threads; stopped after {:.1?}", line["worker_threads"], start.elapsed());
+    assert_eq!(code.trim(), "0");
+    docker(&["rm", &container]);
+    line
+}
+
+fn is_sized_to_its_container(stack: &Stack) {
+    let log = stack.project.log("app");
+    let line = log.iter().find(|line| line["message"] == "listening").unwrap();
+    assert_eq!((&line["worker_threads"], &line["database_connections"]), (&json!(1), &json!(4)));
+    // The same image with another quota.
+    for (cpus, threads) in [("0.5", 1), ("2", 2)] {
+        let line = listening(cpus);
+        assert_eq!(line["worker_threads"], threads, "{cpus}");
+        assert_eq!(line["database_connections"], 4 * threads, "{cpus}");
+    }
+}
+
+/// Wrong settings end the service; the engine must neither give up nor keep a core busy with starting it.
+fn is_restarted_with_growing_delays(_: &Stack) {
+    let image = format!("{IMAGE}:clean");
+    let container = docker(&["run", "--detach", "--restart", "unless-stopped", "--network", "none", &image]);
+    let (container, start) = (container.trim(), Instant::now());
+    let restarts = || inspect("container", container)["RestartCount"].as_u64().unwrap();
+    eventually(Duration::from_secs(30), "6 restarts", || (restarts() >= 6).then_some(()));
+    let time = start.elapsed();
+    docker(&["rm", "--force", container]);
+    println!("6 restarts with wrong settings took {time:.1?}");
+    // 0.1 + 0.2 + 0.4 + 0.8 + 1.6 s before the last.
+    assert!(time >= Duration::from_secs(3), "{time:?}");
+    let once = Command::new("docker").args(["run", "--rm", "--network", "none", &image]).output().unwrap();
+    assert_eq!(once.status.code(), Some(78));
+}
+
+fn keeps_its_networks_apart(stack: &Stack) {
+    let reaches = |network: &str, host: &str, port: &str| {
+        let network = stack.project.network(network);
+        probe(&["--network", &network], &["nc", "-w", "2", host, port]).0
+    };
+    assert!(reaches("front", "app", "8080"));
+    assert!(
+        reaches("back", "postgres", "5432")
+            && reaches("back", "redis", "6379")
+            && reaches("back", "app", "8080")
+    );
+    for (network, host, port) in [
+        ("edge", "app", "8080"),
+        ("edge", "postgres", "5432"),
+        ("front", "postgres", "5432"),
+        ("front", "redis", "6379"),
+        ("back", "nginx", "8080"),
+    ] {
+        assert!(!reaches(network, host, port), "{network} reaches {host}");
+    }
+    // By address too, not only by name: nginx itself against PostgreSQL.
+    let postgres = inspect("container", &stack.project.containers("postgres")[0]);
+    let address = postgres["NetworkSettings"]["Networks"][stack.project.network("back")]["IPAddress"].clone();
+    let target = format!("telnet://{}:5432", address.as_str().unwrap());
+    let curl = [
+        "exec",
+        "--no-TTY",
+        "nginx",
+        "curl",
+        "--silent",
+        "--connect-timeout",
+        "2",
+        "--max-time",
+        "3",
+        &target,
+    ];
+    assert_eq!(stack.project.command(&curl).output().unwrap().status.code(), Some(28), "timed out");
+    // No way out from the inner networks.
+    for network in ["front", "back"] {
+        let network = stack.project.network(network);
+        let (_, routes) = probe(&["--network", &network], &["ip", "route"]);
+        assert!(!routes.contains("default"), "{network}: {routes}");
+    }
+}
+
+fn shows_no_secret(stack: &Stack) {
+    for name in ["postgres_password", "database_password", "redis_password"] {
+        let secret = stack.secret(name);
+        assert_eq!(secret.len(), 64);
+        for service in ["nginx", "app", "migrate", "postgres", "redis"] {
+            for container in stack.project.containers(service) {
+                assert!(!docker(&["inspect", &container]).contains(&secret), "{name} of {service}");
+                let top = Command::new("docker").args(["top", &container, "-eo", "args"]).output().unwrap();
+                assert!(!String::from_utf8_lossy(&top.stdout).contains(&secret), "{name} of {service}");
+            }
+        }
+        assert!(!stack.project.compose(&["logs"]).contains(&secret), "{name}");
+    }
+    // The service is not the superuser, and the password is asked for.
+    let query = |user: &str, password: &str, text: &str| {
+        let environment = format!("PGPASSWORD={password}");
+        let psql = ["psql", "-h", "postgres", "-U", user, "-d", "app", "-qtAc", text];
+        let command = [&["exec", "--no-TTY", "--env", &environment, "postgres"], &psql[..]].concat();
+        let output = stack.project.command(&command).output().unwrap();
+        (output.status.success(), String::from_utf8(output.stdout).unwrap().trim().to_owned())
+    };
+    let superuser = "select rolsuper from pg_roles where rolname = current_user";
+    assert_eq!(query("app", &stack.secret("database_password"), superuser), (true, "f".to_owned()));
+    assert!(!query("app", "wrong", "select 1").0);
+}
+
+fn stops_a_replica_under_load(stack: &Stack) {
+    let replica = stack.app();
+    let (stopped, tally) = load::clients(stack.address, 16, |tally| {
+        eventually(Duration::from_secs(20), "300 answers", || (tally.answered() > 300).then_some(()));
+        let start = Instant::now();
+        docker(&["stop", &replica]);
+        let stopped = start.elapsed();
+        let seen = tally.answered();
+        eventually(Duration::from_secs(20), "300 more", || (tally.answered() > seen + 300).then_some(()));
+        stopped
+    });
+    let state = inspect("container", &replica)["State"].take();
+    println!(
+        "stopped after {stopped:.1?} of 30 s; {} requests answered, {} not",
+        tally.answered(),
+        tally.bad()
+    );
+    assert_eq!((&state["ExitCode"], &state["OOMKilled"]), (&json!(0), &json!(false)));
+    assert!(stopped < Duration::from_secs(15), "{stopped:?}");
+    assert_eq!(tally.bad(), 0);
+}
+
+fn notices_replicas(stack: &Stack) {
+    // The one that was stopped, again: nginx sends it requests without being told.
+    let replica = stack.app();
+    docker(&["start", &replica]);
+    let healthy = await_health(&replica, "healthy", Duration::from_secs(30));
+    let start = Instant::now();
+    let count = || docker(&["logs", "--since", "60s", &replica]).matches("/r/{slug}").count();
+    let before = count();
+    let mut client = stack.client();
+    let noticed = eventually(Duration::from_secs(15), "a request", || {
+        client.get("/r/load");
+        (count() > before).then(|| start.elapsed())
+    });
+    println!("healthy {healthy:.1?} after its start, a request {noticed:.1?} later");
+}
+
+fn is_unhealthy_without_its_database(stack: &Stack) {
+    let (postgres, app) = (stack.project.containers("postgres").remove(0), stack.app());
+    docker(&["stop", &postgres]);
+    let unhealthy = await_health(&app, "unhealthy", Duration::from_secs(60));
+    assert_eq!(stack.client().get("/health/live").status, 200);
+    assert_eq!(stack.client().get("/v1/links").status, 503);
+    docker(&["start", &postgres]);
+    let healthy = await_health(&app, "healthy", Duration::from_secs(60));
+    println!("unhealthy {unhealthy:.1?} after the database stopped, healthy {healthy:.1?} after it started");
+    assert_eq!(inspect("container", &app)["RestartCount"], 0);
+}
+
+/// Bytes that a container uses, as the engine tells.
+fn memory(container: &str) -> f64 {
+    let text = docker(&["stats", "--no-stream", "--format", "{{.MemUsage}}", container]);
+    let used = text.split(" / ").next().unwrap();
+    let unit = used.trim_start_matches(|c: char| c.is_ascii_digit() || c == '.');
+    let factor = match unit {
+        "KiB" => 1024.0,
+        "MiB" => 1024.0 * 1024.0,
+        "GiB" => 1024.0 * 1024.0 * 1024.0,
+        _ => 1.0,
+    };
+    used.trim_end_matches(unit).parse::<f64>().unwrap() * factor
+}
+
+/// Past nginx, which would keep most of it away: the service has to stand by itself.
+fn survives_an_attack(stack: &Stack) {
+    let app = stack.app();
+    let details = inspect("container", &app);
+    assert_eq!(details["HostConfig"]["Memory"], MEMORY);
+    let networks = &details["NetworkSettings"]["Networks"];
+    let address = networks[stack.project.network("front")]["IPAddress"].as_str().unwrap().to_owned();
+    let mut most = 0.0_f64;
+    let connections =
+        attack::run(format!("{address}:8080").parse().unwrap(), || most = most.max(memory(&app)));
+    println!("{connections} hostile connections, at most {:.1} MiB of 128", most / f64::from(1 << 20));
+    let details = inspect("container", &app);
+    assert_eq!((&details["State"]["OOMKilled"], &details["RestartCount"]), (&json!(false), &json!(0)));
+    assert_eq!(details["State"]["Running"], true);
+    assert!(connections > 1000 && most > 0.0);
+    await_health(&app, "healthy", Duration::from_secs(60));
+    // And through the front door, as if nothing had been.
+    let (_, tally) = load::clients(stack.address, 8, |tally| {
+        eventually(Duration::from_secs(20), "300 answers", || (tally.answered() > 300).then_some(()));
+    });
+    assert_eq!(tally.bad(), 0);
+}
+
+fn speaks_tls_and_http2(stack: &Stack) {
+    let port = free_port();
+    let (key, certificate) =
+        (stack.secrets.path().join("tls_key"), stack.secrets.path().join("tls_certificate"));
+    let mut request = Command::new("openssl");
+    request.args([
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:P-256",
+        "-noenc",
+        "-days",
+        "1",
+    ]);
+    request.args(["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]);
+    run(request.arg("-keyout").arg(&key).arg("-out").arg(&certificate));
+    run(Command::new("chmod").arg("0444").arg(&key).arg(&certificate));
+    let files: Vec<PathBuf> =
+        ["docker-compose.prod.yml", "deploy/compose/tls.yml"].iter().map(|file| root().join(file)).collect();
+    let mut variables = stack.variables.clone();
+    variables.push(("HTTPS_PORT", port.to_string()));
+    let project = stack.project.with_files(&files, &variables);
+    project.compose(&["up", "--detach", "--wait", "--wait-timeout", "60", "--no-deps", "nginx"]);
+
+    let mut curl = Command::new("curl");
+    curl.args(["--silent", "--http2", "--cacert"]).arg(&certificate);
+    curl.args([
+        "--output",
+        "/dev/null",
+        "--write-out",
+        "%{http_version} %{http_code} %header{strict-transport-security}",
+    ]);
+    let answer = run(curl.arg(format!("https://localhost:{port}/r/load")));
+    assert!(answer.starts_with("2 307 max-age="), "{answer}");
+    let plain = stack.client().get("/r/load");
+    assert_eq!(plain.status, 308);
+    assert!(plain.header("location").unwrap().starts_with("https://"));
+    let old = Command::new("openssl")
+        .args(["s_client", "-tls1_1", "-connect", &format!("localhost:{port}")])
+        .output()
+        .unwrap();
+    assert!(!old.status.success(), "TLS 1.1 is refused");
+}
