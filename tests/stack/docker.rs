@@ -55,7 +55,7 @@ impl Checkout {
         for name in [".env", "src/.env", "migrations/server.key", "src/links/server.pem", "secrets/password"]
         {
             fs::create_dir_all(copy.path().join(name).parent().unwrap()).unwrap();
-            fs::write(copy.path().join(name), CANARY).unwrap();
+            fs::write(copy.path().join(name), format!("SECRET={CANARY}\n")).unwrap();
         }
         Self(copy)
     }
