@@ -2,7 +2,7 @@
 #                    -> test     unit tests, fails with them                docker build --target test .
 #                    -> dev      hot reload, for docker-compose.yml         docker build --target dev .
 #
-# No `syntax` line: each engine since 23.0 knows all that is used here, so that building needs no frontend from a
+# No `syntax` line: each engine since 25.0 knows all that is used here, so that building needs no frontend from a
 # registry. Tags are exact, digests those of the multi-platform index; docs/image.md has the reasons and the figures.
 
 # The version of rust-toolchain.toml: a test compares them.
@@ -50,7 +50,7 @@ COPY migrations migrations
 COPY src src
 RUN --mount=type=cache,target=/usr/local/cargo/registry,sharing=locked \
     --mount=type=cache,target=/src/target,sharing=locked \
-    cargo test --locked --lib --bins
+    touch build.rs src/lib.rs src/main.rs && cargo test --locked --lib --bins
 
 FROM toolchain AS dev
 # entr starts a command again when a file changes. Development only, so the version may be the release's current one:

@@ -30,8 +30,9 @@ const BACKLOG: u32 = 1024;
 /// Once the listener is closed, an open connection that has no request yet gets this long to send one: its
 /// request may be on the way.
 const FIRST_BYTE_GRACE: Duration = Duration::from_millis(300);
-/// Handshakes that have begun before the listener closes get this long to end: a round trip to a client.
-const HANDSHAKE_GRACE: Duration = Duration::from_millis(50);
+/// Handshakes that have begun before the listener closes get this long to end: a round trip to a proxy. Not longer,
+/// since whoever asks meanwhile is left waiting, and a proxy would rather be refused and ask another instance.
+const HANDSHAKE_GRACE: Duration = Duration::from_millis(1);
 /// Pause after a failed accept, which is mostly the want of a descriptor.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Failed accepts are logged at most this often.
@@ -75,7 +76,8 @@ impl Server {
         self.accept_until_closing(&listener).await;
         // To their clients these connections are open; closing the listener now would reset them.
         let listener = listener.into_std()?;
-        for _ in 0..BACKLOG {
+        // Twice what it can hold, should an accept fail.
+        for _ in 0..2 * BACKLOG {
             match listener.accept() {
                 Ok((stream, client)) => {
                     match stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream)) {

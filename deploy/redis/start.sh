@@ -3,8 +3,10 @@
 # the environment, which `ps` and `docker inspect` show, ever has it.
 set -eu
 
+password=$(sed 's/[\\"]/\\&/g' /run/secrets/redis_password)
+test -n "$password"
 exec redis-server - <<CONF
-requirepass "$(sed 's/[\\"]/\\&/g' /run/secrets/redis_password)"
+requirepass "$password"
 bind * -::*
 protected-mode yes
 save ""

@@ -9,7 +9,7 @@ use crate::support::http::Client;
 /// How long the attack goes on.
 const LENGTH: Duration = Duration::from_secs(15);
 
-/// Attacks `address` in six ways, with some hundred connections, and calls `meanwhile` until it is over.
+/// Attacks `address` in seven ways, with some hundred connections, and calls `meanwhile` until it is over.
 pub fn run(address: SocketAddr, mut meanwhile: impl FnMut()) -> usize {
     let end = Instant::now() + LENGTH;
     let large_head = format!("GET / HTTP/1.1\r\nhost: a\r\nx: {}", "y".repeat(400_000));
@@ -17,13 +17,19 @@ pub fn run(address: SocketAddr, mut meanwhile: impl FnMut()) -> usize {
         "POST /v1/links HTTP/1.1\r\nhost: a\r\ncontent-length: 99999999\r\n\r\n{}",
         "z".repeat(900_000)
     );
+    // Allowed, and never finished.
+    let held_body = format!(
+        "POST /v1/links HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\ncontent-length: 1048576\r\n\r\n{}",
+        "z".repeat(1_000_000)
+    );
     let unread = "GET /v1/links?limit=100 HTTP/1.1\r\nhost: a\r\n\r\n".repeat(200);
     let conflict =
         "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n";
-    let attacks: [&[u8]; 6] = [
+    let attacks: [&[u8]; 7] = [
         b"GET / HT",
         large_head.as_bytes(),
         large_body.as_bytes(),
+        held_body.as_bytes(),
         unread.as_bytes(),
         conflict.as_bytes(),
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03 not TLS here\r\n\r\n",

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
+use std::time::Instant;
 
 use serde_json::json;
 
@@ -15,11 +16,16 @@ pub struct Tally {
     pub failed: AtomicU64,
     /// The connection ended without a complete response.
     pub lost: AtomicU64,
+    slowest_ms: AtomicU64,
 }
 
 impl Tally {
     pub fn answered(&self) -> u64 {
         self.answered.load(Ordering::Relaxed)
+    }
+
+    pub fn slowest_ms(&self) -> u64 {
+        self.slowest_ms.load(Ordering::Relaxed)
     }
 
     /// Requests that did not get what they asked for.
@@ -44,6 +50,7 @@ pub fn clients<T>(address: SocketAddr, count: usize, during: impl FnOnce(&Tally)
                         continue;
                     };
                     turn += 1;
+                    let start = Instant::now();
                     let (answer, expected) = if turn.is_multiple_of(10) {
                         let body = json!({"url": "https://example.com/"}).to_string();
                         let headers = [("content-type", "application/json")];
@@ -57,6 +64,8 @@ pub fn clients<T>(address: SocketAddr, count: usize, during: impl FnOnce(&Tally)
                         None => &tally.lost,
                     };
                     counter.fetch_add(1, Ordering::Relaxed);
+                    let time = u64::try_from(start.elapsed().as_millis()).unwrap();
+                    tally.slowest_ms.fetch_max(time, Ordering::Relaxed);
                     let closed = answer.is_none_or(|answer| answer.header("connection") == Some("close"));
                     if number % 2 == 0 && !closed {
                         kept = Some(client);

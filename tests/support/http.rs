@@ -42,7 +42,7 @@ impl Client {
 
     /// `None` when the connection is refused.
     pub fn try_connect(address: SocketAddr) -> Option<Self> {
-        let stream = TcpStream::connect(address).ok()?;
+        let stream = TcpStream::connect_timeout(&address, READ_LIMIT).ok()?;
         stream.set_read_timeout(Some(READ_LIMIT)).unwrap();
         stream.set_nodelay(true).unwrap();
         Some(Self { stream, address, received: Vec::new() })
