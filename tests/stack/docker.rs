@@ -102,6 +102,9 @@ pub fn image() -> &'static (Checkout, Duration) {
     })
 }
 
+/// Ends a project, with its data.
+const DOWN: [&str; 4] = ["down", "--volumes", "--timeout", "5"];
+
 /// A compose project; its containers, networks and volumes are removed when this is dropped.
 pub struct Project {
     name: String,
@@ -165,7 +168,7 @@ impl Project {
 
     #[track_caller]
     pub fn remove(&self) {
-        self.compose(&["down", "--volumes", "--timeout", "5"]);
+        self.compose(&DOWN);
     }
 }
 
@@ -175,7 +178,7 @@ impl Drop for Project {
             let logs = self.command(&["logs", "--tail", "20"]).output().unwrap();
             println!("{}", String::from_utf8_lossy(&logs.stdout));
         }
-        let _ = self.command(&["down", "--volumes", "--timeout", "5"]).output();
+        let _ = self.command(&DOWN).output();
     }
 }
 

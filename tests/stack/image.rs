@@ -16,14 +16,17 @@ fn clean() -> String {
     format!("{IMAGE}:clean")
 }
 
+/// What a shell script prints about a container of `tag` that was never started, `$1` in the script.
+fn look_into(tag: &str, script: &str) -> String {
+    let container = docker(&["create", &format!("{IMAGE}:{tag}")]);
+    let output = run(Command::new("sh").args(["-c", script, "sh", container.trim()]));
+    docker(&["rm", container.trim()]);
+    output
+}
+
 /// The binary of `tag`, by its SHA-256.
 fn binary_digest(tag: &str) -> String {
-    let container = docker(&["create", &format!("{IMAGE}:{tag}")]);
-    let digest = run(Command::new("sh")
-        .args(["-c", "docker cp \"$1:/app\" - | tar -xO | sha256sum", "sh"])
-        .arg(container.trim()));
-    docker(&["rm", container.trim()]);
-    digest
+    look_into(tag, "docker cp \"$1:/app\" - | tar -xO | sha256sum")
 }
 
 #[test]
@@ -73,13 +76,9 @@ fn it_holds_the_binary_and_the_base_and_no_tool() {
     let (ours, theirs) = (layers(&clean()), layers(base));
     assert_eq!(ours[..theirs.len()], theirs[..]);
 
-    let container = docker(&["create", &clean()]);
-    let script = "docker export \"$1\" | tar -tv --numeric-owner";
-    let list = run(Command::new("sh").args(["-c", script, "sh"]).arg(container.trim()));
+    let list = look_into("clean", "docker export \"$1\" | tar -tv --numeric-owner");
     // The section in which `cargo auditable` lists the crates.
-    let crates = "docker cp \"$1:/app\" - | tar -xO | grep --text --count --fixed-strings .dep-v0";
-    run(Command::new("sh").args(["-c", crates, "sh"]).arg(container.trim()));
-    docker(&["rm", container.trim()]);
+    look_into("clean", "docker cp \"$1:/app\" - | tar -xO | grep --text --count --fixed-strings .dep-v0");
     let tools = [
         "sh", "bash", "dash", "busybox", "apt", "apt-get", "dpkg", "rpm", "apk", "curl", "wget", "cargo",
         "rustc",
