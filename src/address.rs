@@ -15,7 +15,7 @@ use crate::secret::SecretString;
 use crate::settings::Settings;
 
 /// Where PostgreSQL is and who we are there.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct PostgresAddress {
     /// Name, IP address, or the directory of a Unix socket.
     pub host: String,
@@ -28,7 +28,7 @@ pub struct PostgresAddress {
 }
 
 /// Where Redis is and who we are there.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct RedisAddress {
     pub host: String,
     pub port: u16,
@@ -59,6 +59,12 @@ impl PostgresAddress {
             ssl_mode: ssl_mode?,
         })
     }
+
+    /// Whether both log in as the same user with the same password at the same place.
+    pub fn has_login_of(&self, other: &Self) -> bool {
+        let place = |a: &Self| (a.host.clone(), a.port, a.name.clone());
+        place(self) == place(other) && self.user == other.user && same(&self.password, &other.password)
+    }
 }
 
 impl RedisAddress {
@@ -79,6 +85,16 @@ impl RedisAddress {
             db: db.ok()?,
         })
     }
+
+    /// Whether both log in as the same user with the same password at the same place.
+    pub fn has_login_of(&self, other: &Self) -> bool {
+        let place = |a: &Self| (a.host.clone(), a.port, a.db, a.tls);
+        place(self) == place(other) && self.user == other.user && same(&self.password, &other.password)
+    }
+}
+
+fn same(one: &Option<SecretString>, other: &Option<SecretString>) -> bool {
+    one.as_ref().map(ExposeSecret::expose_secret) == other.as_ref().map(ExposeSecret::expose_secret)
 }
 
 #[derive(Default)]

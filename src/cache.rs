@@ -11,12 +11,14 @@
 //! until then, at most [`MAX_TTL`] after it was read.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant, SystemTime};
 
-use redis::aio::{ConnectionManager, ConnectionManagerConfig};
+use redis::aio::{ConnectionManager, ConnectionManagerConfig, MultiplexedConnection};
 use redis::io::tcp::TcpSettings;
-use redis::{Client, Cmd, ConnectionAddr, FromRedisValue, IntoConnectionInfo, RedisError};
+use redis::{
+    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, FromRedisValue, IntoConnectionInfo, RedisError,
+};
 use secrecy::ExposeSecret;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -29,8 +31,12 @@ use crate::metrics::Metrics;
 
 /// Longest life of a value, and so of a stale one in the worst case.
 pub const MAX_TTL: Duration = Duration::from_secs(60);
+/// Failures in a row after which Redis is left alone.
+const FAILURES: u32 = 5;
 /// No JSON value is empty.
 const TOMBSTONE: &[u8] = b"";
+/// Longest login in the background, where nobody waits for it.
+const LOGIN_LIMIT: Duration = Duration::from_secs(2);
 /// Between two tries to place a tombstone.
 const RETRY_PAUSE: Duration = Duration::from_millis(250);
 
@@ -39,7 +45,7 @@ const RETRY_PAUSE: Duration = Duration::from_millis(250);
 pub struct Cache(Arc<Inner>);
 
 struct Inner {
-    connection: ConnectionManager,
+    connected: RwLock<Connected>,
     prefix: String,
     operation_timeout: Duration,
     tombstone_ttl: Duration,
@@ -47,6 +53,28 @@ struct Inner {
     /// Keys whose tombstone is not in Redis yet, and when it is needed no more.
     unplaced: Mutex<HashMap<String, Instant>>,
     metrics: Arc<Metrics>,
+}
+
+/// How connections are made, and the one that is in use.
+struct Connected {
+    client: Client,
+    manager: ConnectionManager,
+}
+
+impl Connected {
+    /// Connects when it is first used.
+    fn new(address: &RedisAddress) -> Result<Self, RedisError> {
+        // The manager's own retries and waits would hold up callers for seconds.
+        let config = ConnectionManagerConfig::new()
+            .set_number_of_retries(1)
+            .set_min_delay(Duration::from_millis(50))
+            .set_max_delay(Duration::from_millis(200))
+            .set_connection_timeout(Some(Duration::from_millis(250)))
+            .set_response_timeout(Some(Duration::from_millis(250)));
+        let client = client(address)?;
+        let manager = ConnectionManager::new_lazy_with_config(client.clone(), config)?;
+        Ok(Self { client, manager })
+    }
 }
 
 /// Why an operation has no result.
@@ -69,24 +97,30 @@ impl Cache {
         prefix: &str,
         request_timeout: Duration,
         metrics: Arc<Metrics>,
-    ) -> anyhow::Result<Self> {
-        // The manager's own retries and waits would hold up callers for seconds.
-        let manager = ConnectionManagerConfig::new()
-            .set_number_of_retries(1)
-            .set_min_delay(Duration::from_millis(50))
-            .set_max_delay(Duration::from_millis(200))
-            .set_connection_timeout(Some(Duration::from_millis(250)))
-            .set_response_timeout(Some(Duration::from_millis(250)));
-        let client = client(&config.address)?;
+    ) -> Result<Self, RedisError> {
         Ok(Self(Arc::new(Inner {
-            connection: ConnectionManager::new_lazy_with_config(client, manager)?,
+            connected: RwLock::new(Connected::new(&config.address)?),
             prefix: format!("{prefix}:"),
             operation_timeout: config.operation_timeout,
             tombstone_ttl: 2 * request_timeout,
-            breaker: Breaker::new(config.breaker_pause),
+            breaker: Breaker::new(FAILURES, config.breaker_pause),
             unplaced: Mutex::default(),
             metrics,
         })))
+    }
+
+    /// Uses the login of `config` from now on, if it works.
+    pub async fn change_login(&self, config: &config::Redis) -> Result<(), &'static str> {
+        let connected = Connected::new(&config.address).map_err(|error| error_class(&error))?;
+        let login = tokio::time::timeout(LOGIN_LIMIT, connect(&connected.client, LOGIN_LIMIT));
+        login.await.map_err(|_| "timeout")?.map_err(|error| error_class(&error))?;
+        *self.0.connected.write().unwrap_or_else(PoisonError::into_inner) = connected;
+        Ok(())
+    }
+
+    /// How new connections are made.
+    pub fn client(&self) -> Client {
+        self.connected().client.clone()
     }
 
     /// The value of `key`, or `None` where the database has to be asked.
@@ -171,7 +205,7 @@ impl Cache {
             return Err(Failure::Skipped);
         }
         let since = Instant::now();
-        let mut connection = inner.connection.clone();
+        let mut connection = self.connected().manager.clone();
         let reply = command.query_async::<T>(&mut connection);
         let result = tokio::time::timeout(inner.operation_timeout, reply).await;
         if let Some(context) = context::current() {
@@ -195,7 +229,11 @@ impl Cache {
         format!("{}{key}", self.0.prefix)
     }
 
-    fn unplaced(&self) -> std::sync::MutexGuard<'_, HashMap<String, Instant>> {
+    fn connected(&self) -> RwLockReadGuard<'_, Connected> {
+        self.0.connected.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn unplaced(&self) -> MutexGuard<'_, HashMap<String, Instant>> {
         self.0.unplaced.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -212,8 +250,15 @@ fn outcome<T>(result: &Result<T, Failure>) -> &'static str {
     }
 }
 
+/// Connects and logs in.
+pub async fn connect(client: &Client, limit: Duration) -> Result<MultiplexedConnection, RedisError> {
+    let limits =
+        AsyncConnectionConfig::new().set_connection_timeout(Some(limit)).set_response_timeout(Some(limit));
+    client.get_multiplexed_async_connection_with_config(&limits).await
+}
+
 /// Connects to nothing yet.
-pub fn client(address: &RedisAddress) -> Result<Client, RedisError> {
+fn client(address: &RedisAddress) -> Result<Client, RedisError> {
     let (host, port) = (address.host.clone(), address.port);
     let addr = match address.tls {
         true => ConnectionAddr::TcpTls { host, port, insecure: false, tls_params: None },

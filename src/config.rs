@@ -22,6 +22,7 @@ pub struct Config {
     pub management: Management,
     pub database: Database,
     pub redis: Redis,
+    pub secrets: Secrets,
     pub health: Health,
     pub shutdown: Shutdown,
     pub log: Log,
@@ -63,13 +64,18 @@ pub struct Database {
     pub statement_timeout: Duration,
     pub lock_timeout: Duration,
     pub idle_in_transaction_timeout: Duration,
-    pub max_lifetime: Duration,
+    pub session_lifetime: Duration,
 }
 
 pub struct Redis {
     pub address: RedisAddress,
     pub operation_timeout: Duration,
     pub breaker_pause: Duration,
+}
+
+#[derive(Clone, Copy)]
+pub struct Secrets {
+    pub reload_interval: Duration,
 }
 
 #[derive(Clone)]
@@ -171,13 +177,14 @@ impl Config {
             statement_timeout: s.duration("database.statement_timeout"),
             lock_timeout: s.duration("database.lock_timeout"),
             idle_in_transaction_timeout: s.duration("database.idle_in_transaction_timeout"),
-            max_lifetime: s.duration("database.max_lifetime"),
+            session_lifetime: s.duration("database.session_lifetime"),
         });
         let redis = RedisAddress::read(s).map(|address| Redis {
             address,
             operation_timeout: s.duration("redis.operation_timeout"),
             breaker_pause: s.duration("redis.breaker_pause"),
         });
+        let secrets = Secrets { reload_interval: s.duration("secrets.reload_interval") };
         let health = Health {
             interval: s.duration("health.interval"),
             recovery_interval: s.duration("health.recovery_interval"),
@@ -205,6 +212,7 @@ impl Config {
             management,
             database: database?,
             redis: redis?,
+            secrets,
             health,
             shutdown,
             log,

@@ -4,7 +4,8 @@
 //!   [`shutdown`] has the stages that it ends in.
 //! - A request: [`listener`] accepts its connection, [`router`] has every route and the [`middleware`] in order,
 //!   the handlers of a domain such as [`links`] use [`extract`], [`state`] and [`error`].
-//! - Dependencies: [`postgres`] and [`cache`], watched by [`health`], told about by [`management`] and [`metrics`].
+//! - Dependencies: [`postgres`] with its [`migrations`], and [`cache`]; [`rotation`] renews their credentials, [`health`]
+//!   watches them, [`management`] and [`metrics`] tell.
 
 pub mod address;
 pub mod breaker;
@@ -23,8 +24,10 @@ pub mod log_writer;
 pub mod management;
 pub mod metrics;
 pub mod middleware;
+pub mod migrations;
 pub mod postgres;
 pub mod probe;
+pub mod rotation;
 pub mod router;
 pub mod rules;
 pub mod secret;

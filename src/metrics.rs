@@ -60,6 +60,8 @@ pub struct Metrics {
     pub cache_breaker_open: IntGauge,
     /// 1 while a dependency is up.
     pub dependency_up: IntGaugeVec,
+    /// 0 while a dependency refuses the newest credentials; absent until they have been tried.
+    pub credentials_valid: IntGaugeVec,
     /// Duration of the health checks of a dependency.
     pub dependency_check_seconds: HistogramVec,
 }
@@ -85,6 +87,7 @@ impl Metrics {
         let errors = Opts::new("http_connection_errors_total", "Connections that ended with an error.");
         let pool = Opts::new("database_connections", "Connections of the pool by state.");
         let cache = Opts::new("cache_operations_total", "Cache operations by outcome.");
+        let credentials = Opts::new("credentials_valid", "0 while the newest credentials are refused.");
         let up = Opts::new("dependency_up", "1 while the dependency is up.");
         Ok(Self {
             http_request_duration_seconds: add(
@@ -118,6 +121,7 @@ impl Metrics {
             )?,
             cache_operations: add(r, IntCounterVec::new(cache, &["operation", "outcome"]))?,
             cache_breaker_open: gauge(r, "cache_breaker_open", "1 while the cache is left alone.")?,
+            credentials_valid: add(r, IntGaugeVec::new(credentials, &["dependency"]))?,
             dependency_up: add(r, IntGaugeVec::new(up, &["dependency"]))?,
             dependency_check_seconds: add(r, HistogramVec::new(check, &["dependency"]))?,
             registry,
@@ -129,6 +133,17 @@ impl Metrics {
         let mut text = Vec::new();
         TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
         Ok(text)
+    }
+
+    /// Notes how a try of the newest credentials ended: `Err` is the class of the error.
+    pub fn credentials(&self, dependency: &str, result: Result<(), &str>) {
+        let valid = self.credentials_valid.with_label_values(&[dependency]);
+        match result {
+            Ok(()) => valid.set(1),
+            Err("authentication") => valid.set(0),
+            // Nobody was there to tell.
+            Err(_) => {}
+        }
     }
 
     /// Counts one request; `route` is a template or a constant.

@@ -1,32 +1,30 @@
-//! PostgreSQL: the pool, its limits, and migrations.
+//! PostgreSQL: the pool and its limits.
 
 use std::io::ErrorKind;
 use std::ops::{Deref, DerefMut};
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
 use secrecy::ExposeSecret;
-use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{ConnectOptions, Connection as _, Executor, PgConnection, PgPool, Postgres};
+use tokio::sync::Notify;
 
+use crate::breaker::Breaker;
 use crate::config;
 use crate::context::{self, RequestContext};
 use crate::error::Error;
 use crate::metrics::Metrics;
 
-/// The migrations of `migrations/`, embedded.
-pub static MIGRATIONS: LazyLock<Migrator> = LazyLock::new(|| {
-    let mut migrator = sqlx::migrate!();
-    // A rolled-back release meets a schema that is ahead of it, and has nothing to do.
-    migrator.set_ignore_missing(true);
-    migrator
-});
-
 /// A pooled connection that was used more recently needs no check before its next use.
 const FRESH: Duration = Duration::from_secs(1);
+/// Longest login in the background, where nobody waits for it.
+const LOGIN_LIMIT: Duration = Duration::from_secs(10);
+/// A refused login is not tried again for so long: some servers lock accounts after too many.
+const LOGIN_PAUSE: Duration = Duration::from_secs(1);
+/// Between two looks for a free session meanwhile.
+const SESSION_PAUSE: Duration = Duration::from_millis(2);
 /// Longest check of a connection before and after its use; a silent one is thrown away.
 const CHECK_LIMIT: Duration = Duration::from_millis(250);
 
@@ -35,9 +33,16 @@ const CHECK_LIMIT: Duration = Duration::from_millis(250);
 /// It is filled at the start and keeps its size: a login costs PostgreSQL a process and us 4,096 rounds of SCRAM, in
 /// which sqlx gives way to other tasks 800 times. On a busy runtime that takes close to the acquire timeout, just when
 /// more connections are needed.
+///
+/// When the password has changed and nobody has told us, the open sessions are all that we have. So none goes because
+/// of its age before a new login has worked ([`Database::renew`]), and requests share those that are left.
 #[derive(Clone)]
 pub struct Database {
     pool: PgPool,
+    session_lifetime: Duration,
+    /// Open while PostgreSQL refuses our login.
+    logins: Arc<Breaker>,
+    refused: Arc<Notify>,
     metrics: Arc<Metrics>,
 }
 
@@ -48,12 +53,13 @@ impl Database {
             .max_connections(config.max_connections)
             .idle_timeout(None)
             .acquire_timeout(config.acquire_timeout)
-            .max_lifetime(config.max_lifetime)
+            // `renew` does better.
+            .max_lifetime(None)
             .test_before_acquire(false)
             .before_acquire(|connection, used| {
                 Box::pin(async move {
                     if used.idle_for > FRESH {
-                        limited(connection.ping()).await?;
+                        limited(CHECK_LIMIT, connection.ping()).await?;
                     }
                     Ok(true)
                 })
@@ -62,13 +68,14 @@ impl Database {
             // `rollback` alone would write a warning into PostgreSQL's log each time.
             .after_release(|connection, _| {
                 Box::pin(async move {
-                    limited(connection.execute("begin; rollback")).await?;
+                    limited(CHECK_LIMIT, connection.execute("begin; rollback")).await?;
                     Ok(true)
                 })
             })
             .connect_lazy_with(options(config));
         metrics.database_connections_limit.set(config.max_connections.into());
-        Self { pool, metrics }
+        let logins = Arc::new(Breaker::new(1, LOGIN_PAUSE));
+        Self { pool, session_lifetime: config.session_lifetime, logins, refused: Arc::default(), metrics }
     }
 
     /// Opens all connections once PostgreSQL is there, or as many as it allows.
@@ -88,10 +95,57 @@ impl Database {
         }
     }
 
+    /// Replaces one session after the other, all of them in about `session_lifetime`, until the process ends. A new
+    /// one is there before an old one goes; when the login fails they stay.
+    pub async fn renew(self) {
+        let pause = self.session_lifetime / self.pool.options().get_max_connections();
+        loop {
+            tokio::time::sleep(pause).await;
+            match log_in(&self.login()).await {
+                Ok(new) => {
+                    if let Ok(mut session) = self.pool.acquire().await {
+                        let _ = std::mem::replace(&mut *session, new).close().await;
+                    }
+                }
+                Err(error) => {
+                    tracing::warn!(error, "a login failed: the open sessions stay");
+                    self.note(error);
+                }
+            }
+        }
+    }
+
+    /// Waits until a login is refused.
+    pub async fn login_refused(&self) {
+        self.refused.notified().await;
+    }
+
+    /// Takes in the class of an error of a login; whether PostgreSQL refused it.
+    fn note(&self, error: &str) -> bool {
+        let refused = error == "authentication";
+        if refused {
+            self.refused.notify_one();
+        }
+        refused
+    }
+
+    /// Makes new sessions with the login of `config` from now on, if it works; [`Database::renew`] replaces the others.
+    pub async fn change_login(&self, config: &config::Database) -> Result<(), &'static str> {
+        let options = options(config);
+        let _ = log_in(&options).await?.close().await;
+        self.pool.set_connect_options(options);
+        Ok(())
+    }
+
+    /// How new sessions are made.
+    pub fn login(&self) -> Arc<PgConnectOptions> {
+        self.pool.connect_options()
+    }
+
     /// Takes a connection, waiting at most the acquire timeout.
     pub async fn acquire(&self) -> Result<Connection, Error> {
         let since = Instant::now();
-        let result = self.pool.acquire().await;
+        let result = self.session().await;
         self.metrics.database_acquire_seconds.observe(since.elapsed().as_secs_f64());
         match result {
             Ok(inner) => Ok(Connection { inner, since, context: context::current() }),
@@ -103,6 +157,28 @@ impl Database {
                 Err(error.into())
             }
         }
+    }
+
+    /// A session of the pool; while our login is refused, one of those that are open.
+    async fn session(&self) -> sqlx::Result<PoolConnection<Postgres>> {
+        if self.logins.admits() {
+            let result = self.pool.acquire().await;
+            let refused = result.as_ref().is_err_and(|error| self.note(error_class(error)));
+            self.logins.record(!refused);
+            if !refused || self.pool.size() == 0 {
+                return result;
+            }
+        }
+        let wait = async {
+            loop {
+                match self.pool.try_acquire() {
+                    Some(session) => return session,
+                    None => tokio::time::sleep(SESSION_PAUSE).await,
+                }
+            }
+        };
+        let limit = self.pool.options().get_acquire_timeout();
+        tokio::time::timeout(limit, wait).await.map_err(|_| sqlx::Error::PoolTimedOut)
     }
 
     /// Sets the gauges that are read at the time of a scrape.
@@ -158,7 +234,8 @@ pub fn options(config: &config::Database) -> PgConnectOptions {
     ])
 }
 
-fn base_options(config: &config::Database) -> PgConnectOptions {
+/// How to connect, without limits.
+pub fn base_options(config: &config::Database) -> PgConnectOptions {
     let address = &config.address;
     let mut options = PgConnectOptions::new_without_pgpass()
         .port(address.port)
@@ -178,45 +255,6 @@ fn base_options(config: &config::Database) -> PgConnectOptions {
     options
 }
 
-/// Applies the pending migrations, on a connection of its own that is closed afterwards: the advisory lock
-/// belongs to the session, and a pooled session would keep it after a failure.
-///
-/// Two at once are safe: the second waits for the lock, as long as `lock_timeout`. Statements have no limit,
-/// because building an index may take its time; waiting for locks has, because the service queues up behind.
-pub async fn migrate(config: &config::Database) -> anyhow::Result<()> {
-    let lock_timeout = config.lock_timeout.as_millis().to_string();
-    let options = base_options(config).options([("lock_timeout", lock_timeout)]);
-    let mut connection = tokio::time::timeout(Duration::from_secs(10), options.connect())
-        .await
-        .context("PostgreSQL did not answer in 10 seconds")?
-        .context("cannot connect to PostgreSQL")?;
-    let before = pending_migrations(&mut connection).await.unwrap_or_default().len();
-    let result = MIGRATIONS.run(&mut connection).await;
-    let closed = connection.close().await;
-    match result {
-        Err(MigrateError::Execute(error)) if is_lock_timeout(&error) => {
-            Err(error).context("another migration holds the lock")
-        }
-        other => other.context("a migration failed"),
-    }?;
-    closed.context("the connection broke after the migrations")?;
-    tracing::info!(applied = before, "the schema is up to date");
-    Ok(())
-}
-
-/// The versions of the migrations that the database lacks. One that is ahead of us lacks none.
-pub async fn pending_migrations(connection: &mut PgConnection) -> Result<Vec<i64>, sqlx::Error> {
-    let applied = sqlx::query_scalar("select version from _sqlx_migrations where success");
-    let applied: Vec<i64> = match applied.fetch_all(connection).await {
-        Err(sqlx::Error::Database(error)) if error.code().as_deref() == Some(UNDEFINED_TABLE) => {
-            vec![]
-        }
-        other => other?,
-    };
-    let known = MIGRATIONS.iter().map(|migration| migration.version);
-    Ok(known.filter(|version| !applied.contains(version)).collect())
-}
-
 /// A word for what went wrong, fit for the public: no host, no user, no statement.
 pub fn error_class(error: &sqlx::Error) -> &'static str {
     let state = error.as_database_error().and_then(|error| error.code());
@@ -233,14 +271,11 @@ pub fn error_class(error: &sqlx::Error) -> &'static str {
     }
 }
 
-const UNDEFINED_TABLE: &str = "42P01";
-const LOCK_NOT_AVAILABLE: &str = "55P03";
-
-fn is_lock_timeout(error: &sqlx::Error) -> bool {
-    error.as_database_error().and_then(|error| error.code()).as_deref() == Some(LOCK_NOT_AVAILABLE)
+async fn log_in(options: &PgConnectOptions) -> Result<PgConnection, &'static str> {
+    limited(LOGIN_LIMIT, options.connect()).await.map_err(|error| error_class(&error))
 }
 
-async fn limited<T>(check: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, sqlx::Error> {
+async fn limited<T>(limit: Duration, work: impl Future<Output = sqlx::Result<T>>) -> sqlx::Result<T> {
     let silent = || sqlx::Error::Io(ErrorKind::TimedOut.into());
-    tokio::time::timeout(CHECK_LIMIT, check).await.map_err(|_| silent())?
+    tokio::time::timeout(limit, work).await.map_err(|_| silent())?
 }

@@ -1,12 +1,15 @@
 //! How the health of each dependency is checked: by a round trip on a connection that is kept for it.
 
+use std::time::Duration;
+
+use redis::RedisError;
 use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, Client, RedisError};
-use sqlx::postgres::PgConnectOptions;
 use sqlx::{ConnectOptions, Connection, PgConnection};
 
+use crate::cache::{self, Cache};
 use crate::health::Health;
-use crate::{cache, config, postgres};
+use crate::postgres::{self, Database};
+use crate::{config, migrations};
 
 /// A check of one dependency.
 pub trait Probe: Send {
@@ -16,26 +19,26 @@ pub trait Probe: Send {
 
 /// Verifies the schema once, then asks for any answer.
 pub struct PostgresProbe {
-    options: PgConnectOptions,
+    database: Database,
     connection: Option<PgConnection>,
     health: Health,
 }
 
 impl PostgresProbe {
-    pub fn new(config: &config::Database, health: Health) -> Self {
-        Self { options: postgres::options(config), connection: None, health }
+    pub fn new(database: Database, health: Health) -> Self {
+        Self { database, connection: None, health }
     }
 
     async fn try_check(&mut self) -> sqlx::Result<Result<(), &'static str>> {
         // Taken out, so that a failed or cancelled check leaves no broken connection behind.
         let mut connection = match self.connection.take() {
             Some(connection) => connection,
-            None => self.options.connect().await?,
+            None => self.database.login().connect().await?,
         };
         let mut result = Ok(());
         if self.health.is_started() {
             connection.ping().await?;
-        } else if postgres::pending_migrations(&mut connection).await?.is_empty() {
+        } else if migrations::pending(&mut connection).await?.is_empty() {
             self.health.set_started();
         } else {
             // Refused rather than served with errors; `app migrate` brings it up to date.
@@ -54,24 +57,21 @@ impl Probe for PostgresProbe {
 
 /// Sends PING.
 pub struct RedisProbe {
-    client: Client,
-    limits: AsyncConnectionConfig,
+    cache: Cache,
+    /// The caller of `check` has a shorter time; this only has to be longer.
+    limit: Duration,
     connection: Option<MultiplexedConnection>,
 }
 
 impl RedisProbe {
-    pub fn new(config: &config::Redis, health: &config::Health) -> Result<Self, RedisError> {
-        // The caller of `check` has the shorter time; these only have to be longer.
-        let limits = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(2 * health.timeout))
-            .set_response_timeout(Some(2 * health.timeout));
-        Ok(Self { client: cache::client(&config.address)?, limits, connection: None })
+    pub fn new(cache: Cache, config: &config::Health) -> Self {
+        Self { cache, limit: 2 * config.timeout, connection: None }
     }
 
     async fn try_check(&mut self) -> Result<(), RedisError> {
         let mut connection = match self.connection.take() {
             Some(connection) => connection,
-            None => self.client.get_multiplexed_async_connection_with_config(&self.limits).await?,
+            None => cache::connect(&self.cache.client(), self.limit).await?,
         };
         redis::cmd("PING").query_async::<()>(&mut connection).await?;
         self.connection = Some(connection);

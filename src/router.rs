@@ -6,7 +6,6 @@ use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::http::StatusCode;
 use axum::middleware::from_fn_with_state;
-use tokio::sync::Semaphore;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::limit::RequestBodyLimitLayer;
 use tower_http::timeout::TimeoutLayer;
@@ -33,12 +32,7 @@ pub fn build(
     health: Health,
     metrics: Arc<Metrics>,
 ) -> Router {
-    let admission = Admission {
-        places: Arc::new(Semaphore::new(http.max_in_flight)),
-        queue_timeout: http.queue_timeout,
-        health: health.clone(),
-        metrics: Arc::clone(&metrics),
-    };
+    let admission = Arc::new(Admission::new(http, health.clone(), Arc::clone(&metrics)));
     let business = domains.with_state(state).layer(from_fn_with_state(admission, admit));
     surround(business.merge(management), http, health, metrics)
 }

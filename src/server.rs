@@ -16,12 +16,13 @@ use crate::health::Health;
 use crate::listener::{self, Server};
 use crate::management::{Heartbeat, Management};
 use crate::metrics::Metrics;
-use crate::postgres::{self, Database};
+use crate::postgres::Database;
 use crate::probe::{PostgresProbe, RedisProbe};
-use crate::router;
+use crate::rotation::Rotation;
 use crate::shutdown::{self, Signals, Stages, Tasks};
 use crate::state::AppState;
 use crate::telemetry::Telemetry;
+use crate::{migrations, router};
 
 /// Exit code after a shutdown that cut off requests.
 const EXIT_CUT: u8 = 3;
@@ -42,7 +43,7 @@ pub fn run(config: Config, telemetry: &Telemetry, domains: Router<AppState>) -> 
 
 /// Applies the pending migrations; a signal stops it with exit code 128 + n.
 pub fn migrate(config: &Config) -> anyhow::Result<u8> {
-    on_runtime(config.runtime, Box::pin(shutdown::or_signal(postgres::migrate(&config.database))))
+    on_runtime(config.runtime, Box::pin(shutdown::or_signal(migrations::apply(&config.database))))
 }
 
 /// Does `work`. Neither generic nor in `main`: the compiler would translate all of the service once more for each use.
@@ -72,8 +73,8 @@ async fn serve(config: Config, telemetry: &Telemetry, domains: Router<AppState>)
     let request_timeout = config.http.request_timeout;
     let cache = Cache::new(&config.redis, &config.service.name, request_timeout, Arc::clone(&metrics))
         .context("cannot use the address of Redis")?;
-    let postgres_probe = PostgresProbe::new(&config.database, health.clone());
-    let redis_probe = RedisProbe::new(&config.redis, &config.health)?;
+    let postgres_probe = PostgresProbe::new(database.clone(), health.clone());
+    let redis_probe = RedisProbe::new(cache.clone(), &config.health);
     let heartbeat = Heartbeat::new(config.management.stall_timeout);
     let management = Arc::new(Management {
         health: health.clone(),
@@ -88,6 +89,7 @@ async fn serve(config: Config, telemetry: &Telemetry, domains: Router<AppState>)
         Some(_) => Arc::clone(&management).short(),
         None => Arc::clone(&management).full(),
     };
+    let rotation = Rotation::new(&config, database.clone(), cache.clone(), Arc::clone(&metrics));
     let state = AppState { database: database.clone(), cache, tasks: tasks.clone() };
     let router = router::build(domains, endpoints, state, &http, health.clone(), Arc::clone(&metrics));
     let listener =
@@ -102,7 +104,13 @@ async fn serve(config: Config, telemetry: &Telemetry, domains: Router<AppState>)
         serve_apart(address, Server::new(router, http, Stages::default(), aside))?;
     }
 
-    start_background(&stages, heartbeat, database.clone(), health, postgres_probe, redis_probe);
+    in_background(heartbeat.beat());
+    // A connection in the making would hold up the closing of the pool.
+    in_background(stages.draining.clone().run_until_cancelled_owned(database.clone().warm_up()));
+    in_background(database.clone().renew());
+    in_background(rotation.watch());
+    in_background(health.clone().watch_postgres(postgres_probe));
+    in_background(health.watch_redis(redis_probe));
     let server = Server::new(router, http, stages.clone(), Arc::clone(&metrics));
     let mut accept = pin!(server.clone().accept(listener));
     tracing::info!(
@@ -129,21 +137,10 @@ async fn serve(config: Config, telemetry: &Telemetry, domains: Router<AppState>)
     }
 }
 
-/// What goes on until the process ends.
+/// Does what goes on until the process ends.
 #[expect(clippy::disallowed_methods, reason = "nothing waits for the end of these")]
-fn start_background(
-    stages: &Stages,
-    heartbeat: Heartbeat,
-    database: Database,
-    health: Health,
-    postgres: PostgresProbe,
-    redis: RedisProbe,
-) {
-    tokio::spawn(heartbeat.beat());
-    // A connection in the making would hold up the closing of the pool.
-    tokio::spawn(stages.draining.clone().run_until_cancelled_owned(database.warm_up()));
-    tokio::spawn(health.clone().watch_postgres(postgres));
-    tokio::spawn(health.watch_redis(redis));
+fn in_background<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) {
+    tokio::spawn(work);
 }
 
 /// Walks through the stages; see `shutdown`. One deadline counts from the signal.
