@@ -13,10 +13,10 @@ use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use support::app::Setup;
 use support::free_port;
 use support::http::Client;
 use support::servers::postgres;
+use support::setup::Setup;
 
 const ROUNDS: usize = 5;
 const STARTS: usize = 20;

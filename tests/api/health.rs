@@ -5,9 +5,9 @@ use std::process::Output;
 
 use serde_json::json;
 
-use crate::support::app::Setup;
 use crate::support::free_port;
 use crate::support::http::Client;
+use crate::support::setup::Setup;
 
 #[test]
 fn all_endpoints_are_on_the_public_port_by_default() {

@@ -1,7 +1,7 @@
 //! Limits, refusals and the shape of errors.
 
-use crate::support::app::Setup;
 use crate::support::http::Response;
+use crate::support::setup::Setup;
 
 /// Sends raw bytes; the response and whether the connection was closed after it.
 fn raw(app: &crate::support::app::App, bytes: &[u8]) -> (Option<Response>, bool) {

@@ -2,8 +2,9 @@
 
 use serde_json::json;
 
-use crate::support::app::{App, Setup};
+use crate::support::app::App;
 use crate::support::http::{Client, Response};
+use crate::support::setup::Setup;
 
 fn create(client: &mut Client, slug: &str) -> Response {
     let link = json!({"url": format!("https://example.com/{slug}"), "slug": slug});

@@ -5,7 +5,7 @@ use std::time::Duration;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use crate::support::app::Setup;
+use crate::support::setup::Setup;
 
 #[track_caller]
 fn assert_is_log_line(line: &str) -> Value {

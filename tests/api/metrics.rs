@@ -1,7 +1,8 @@
 //! What `/metrics` shows.
 
-use crate::support::app::{App, Setup};
+use crate::support::app::App;
 use crate::support::http::Client;
+use crate::support::setup::Setup;
 
 fn series(app: &App) -> usize {
     app.get("/metrics").body.lines().filter(|line| !line.starts_with('#')).count()

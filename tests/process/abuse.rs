@@ -2,9 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use crate::support::app::{App, Setup};
+use crate::support::app::App;
 use crate::support::eventually;
 use crate::support::http::Client;
+use crate::support::setup::Setup;
 
 fn closed_after(client: &mut Client, start: Instant) -> Duration {
     assert!(client.is_closed());
@@ -83,32 +84,10 @@ fn the_number_of_connections_is_limited_and_the_rest_waits() {
     assert!(app.is_running());
 }
 
-fn busy(app: &App, path: &str) -> Client {
+pub fn busy(app: &App, path: &str) -> Client {
     let mut client = app.client();
     client.write(format!("GET {path} HTTP/1.1\r\nhost: a\r\n\r\n").as_bytes()).unwrap();
     client
-}
-
-#[test]
-fn a_full_service_refuses_soon_and_stays_healthy() {
-    let app = Setup::shared().faulty().set("HTTP__MAX_IN_FLIGHT", 4).start();
-    let mut inside: Vec<_> = (0..4).map(|_| busy(&app, "/sleep/3000")).collect();
-    eventually(Duration::from_secs(2), "a full house", || {
-        (app.metric("http_requests_in_flight") == 5.0).then_some(())
-    });
-
-    let start = Instant::now();
-    let refused = app.get("/sleep/0");
-    let time = start.elapsed();
-
-    println!("refused after {time:?}");
-    assert_eq!((refused.status, refused.header("retry-after")), (503, Some("1")));
-    assert!(time >= Duration::from_millis(100) && time < Duration::from_millis(300), "{time:?}");
-    assert_eq!(app.get("/health/live").status, 200);
-    assert_eq!(app.get("/health/ready").status, 200);
-    assert_eq!(app.metric("http_requests_shed_total"), 1.0);
-    assert!(inside.iter_mut().all(|client| client.read_response(false).unwrap().status == 200));
-    assert_eq!(app.get("/sleep/0").status, 200);
 }
 
 #[test]

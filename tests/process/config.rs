@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
-use crate::support::app::Setup;
 use crate::support::servers::{self, PASSWORD};
+use crate::support::setup::Setup;
 
 fn app(arguments: &[&str], settings: &[(&str, &str)]) -> (Option<i32>, String, String, Duration) {
     let start = Instant::now();

@@ -7,7 +7,11 @@
 mod support;
 
 mod abuse;
+mod cache;
+mod cancellation;
 mod config;
-mod faults;
+mod dependencies;
+mod overload;
 mod panics;
+mod rotation;
 mod shutdown;

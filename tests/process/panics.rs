@@ -1,6 +1,9 @@
 //! Panics (G21): answered, counted, logged without what they say, and survived.
 
-use crate::support::app::Setup;
+use std::time::Duration;
+
+use crate::support::eventually;
+use crate::support::setup::Setup;
 
 #[test]
 fn a_panic_anywhere_is_answered_counted_and_logged() {
@@ -21,8 +24,10 @@ fn a_panic_anywhere_is_answered_counted_and_logged() {
     assert_eq!(app.get("/health/live").status, 200);
     assert!(app.is_running());
     assert_eq!(app.metric("panics_total"), 4.0);
-    let lines: Vec<_> = app.log().into_iter().filter(|line| line["target"] == "panic").collect();
-    assert!(lines.len() >= 4, "{lines:?}");
+    let lines = eventually(Duration::from_secs(5), "four lines", || {
+        let lines: Vec<_> = app.log().into_iter().filter(|line| line["target"] == "panic").collect();
+        (lines.len() >= 4).then_some(lines)
+    });
     assert_eq!(lines[0]["panic"], "a literal message");
     assert!(lines[0]["location"].as_str().unwrap().contains("faulty/main.rs"));
     assert_eq!(lines[1]["panic"], "formatted message withheld");

@@ -1,14 +1,14 @@
 //! Shutdown (G1-G3, G22-G24): nothing lost, always over by its deadline, and honest about it.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
-use crate::support::app::{App, Setup};
+use crate::support::app::App;
 use crate::support::http::Client;
-use crate::support::{eventually, servers};
+use crate::support::load::Load;
+use crate::support::setup::Setup;
+use crate::support::{eventually, repeatedly, servers};
 
 /// Short times in the order of the real ones: 1 s from the signal to the deadline, or a little more.
 fn quick() -> Setup {
@@ -20,63 +20,55 @@ fn quick() -> Setup {
         .set("SHUTDOWN__DRAIN_TIMEOUT", "2s")
 }
 
-/// What happened to the requests of clients that open a connection for each.
-#[derive(Default)]
-struct Tally {
-    answered: AtomicU64,
-    /// Nobody listened: safe to send to another instance.
-    refused: AtomicU64,
-    /// The connection was made, and ended without a complete response.
-    lost: AtomicU64,
-    /// Answered with something else than 200.
-    failed: AtomicU64,
+/// Sums over terminations, each under 32 clients that open a connection for each request.
+pub struct Terminations {
+    pub answered: usize,
+    pub failed: usize,
+    pub lost: usize,
+    pub slowest: Duration,
+    pub codes: Vec<Option<i32>>,
+}
+
+pub fn terminate(count: usize, start: impl Fn() -> App) -> Terminations {
+    let mut sums = Terminations { answered: 0, failed: 0, lost: 0, slowest: Duration::ZERO, codes: vec![] };
+    for _ in 0..count {
+        let mut app = start();
+        let report = Load::get(app.address, "/v1/links").on_fresh_connections().closed(32, || {
+            repeatedly(Duration::from_millis(700), || {});
+            app.terminate();
+            let (status, time) = app.wait(Duration::from_secs(20));
+            sums.codes.push(status.code());
+            sums.slowest = sums.slowest.max(time);
+        });
+        assert!(report.refused() > 0, "the clients went on after the end");
+        assert!(report.with_status(200) > 300, "the load was small: {}", report.with_status(200));
+        sums.answered += report.with_status(200);
+        sums.lost += report.lost();
+        sums.failed += report.answers().count() - report.with_status(200);
+    }
+    sums
+}
+
+impl Terminations {
+    pub fn print(&self) {
+        println!(
+            "{} terminations: {} requests answered, {} failed, {} lost, slowest exit {:?}",
+            self.codes.len(),
+            self.answered,
+            self.failed,
+            self.lost,
+            self.slowest,
+        );
+    }
 }
 
 #[test]
 fn no_accepted_request_is_lost_in_12_terminations_under_32_clients() {
-    let (mut answered, mut failed, mut lost, mut slowest) = (0, 0, 0, Duration::ZERO);
-    for _ in 0..12 {
-        let mut app = Setup::shared().start();
-        let (address, tally) = (app.address, Tally::default());
-        let stop = AtomicBool::new(false);
-        let status = thread::scope(|scope| {
-            for _ in 0..32 {
-                scope.spawn(|| {
-                    while !stop.load(Ordering::Relaxed) {
-                        let Some(mut client) = Client::try_connect(address) else {
-                            tally.refused.fetch_add(1, Ordering::Relaxed);
-                            return;
-                        };
-                        let headers = [("connection", "close")];
-                        let answer = client.try_request("GET", "/v1/links", &headers, "");
-                        let counter = match answer {
-                            Some(answer) if answer.status == 200 => &tally.answered,
-                            Some(_) => &tally.failed,
-                            None => &tally.lost,
-                        };
-                        counter.fetch_add(1, Ordering::Relaxed);
-                    }
-                });
-            }
-            eventually(Duration::from_secs(20), "500 answers", || {
-                (tally.answered.load(Ordering::Relaxed) >= 500).then_some(())
-            });
-            app.terminate();
-            let (status, time) = app.wait(Duration::from_secs(20));
-            stop.store(true, Ordering::Relaxed);
-            slowest = slowest.max(time);
-            status
-        });
-        assert_eq!(status.code(), Some(0), "{:?}", app.lines().last());
-        assert!(tally.refused.into_inner() > 0, "the clients went on after the end");
-        answered += tally.answered.into_inner();
-        lost += tally.lost.into_inner();
-        failed += tally.failed.into_inner();
-    }
-    println!(
-        "12 terminations: {answered} requests answered, {failed} refused, {lost} lost, slowest exit {slowest:?}"
-    );
-    assert_eq!((failed, lost), (0, 0));
+    let sums = terminate(12, || Setup::shared().start());
+
+    sums.print();
+    assert!(sums.codes.iter().all(|code| *code == Some(0)), "{:?}", sums.codes);
+    assert_eq!((sums.failed, sums.lost), (0, 0));
 }
 
 /// Brings a connection into a state, in which it then gets a shutdown.

@@ -1,10 +1,8 @@
 //! The service as a process: started with settings, signalled, and its whole output kept.
 
-use std::collections::BTreeMap;
-use std::fmt::Display;
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ExitStatus};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -14,14 +12,7 @@ use serde_json::Value;
 
 use super::eventually;
 use super::http::{Client, Response};
-use super::servers::{self, Server};
-
-/// How to start a service.
-pub struct Setup {
-    program: String,
-    settings: BTreeMap<String, String>,
-    read_output: bool,
-}
+use super::setup::Setup;
 
 /// A running service; killed when dropped.
 pub struct App {
@@ -33,84 +24,10 @@ pub struct App {
     readers: Vec<JoinHandle<()>>,
 }
 
-impl Setup {
-    /// The service on `postgres` and `redis`, with a database of its own and short times.
-    pub fn on(postgres: &Server, redis: &Server) -> Self {
-        let database = postgres.create_database();
-        let settings = [
-            ("APP__SERVICE__NAME", database.clone()),
-            ("APP__SHUTDOWN__READY_DELAY", "0s".to_owned()),
-            ("APP__HTTP__PORT", "0".to_owned()),
-            ("APP__DATABASE__HOST", "127.0.0.1".to_owned()),
-            ("APP__DATABASE__PORT", postgres.port.to_string()),
-            ("APP__DATABASE__USER", "app".to_owned()),
-            ("APP__DATABASE__NAME", database),
-            ("APP__DATABASE__PASSWORD_FILE", postgres.password_file.display().to_string()),
-            ("APP__REDIS__HOST", "127.0.0.1".to_owned()),
-            ("APP__REDIS__PORT", redis.port.to_string()),
-            ("APP__REDIS__PASSWORD_FILE", redis.password_file.display().to_string()),
-        ];
-        let settings = settings.map(|(name, value)| (name.to_owned(), value));
-        let program = env!("CARGO_BIN_EXE_app").to_owned();
-        Self { program, settings: settings.into(), read_output: true }
-    }
-
-    /// On the servers that the tests share.
-    pub fn shared() -> Self {
-        Self::on(servers::postgres(), servers::redis())
-    }
-
-    /// The example `faulty` instead of the service: the same code with ill-behaved handlers.
-    pub fn faulty(mut self) -> Self {
-        let folder = self.program.strip_suffix("app").unwrap();
-        self.program = format!("{folder}examples/faulty");
-        self
-    }
-
-    pub fn set(mut self, name: &str, value: impl Display) -> Self {
-        self.settings.insert(format!("APP__{name}"), value.to_string());
-        self
-    }
-
-    /// Leaves standard output unread once the service listens.
-    pub fn with_unread_output(mut self) -> Self {
-        self.read_output = false;
-        self
-    }
-
-    /// A command of the service with these settings and nothing else from our environment.
-    pub fn command(&self, arguments: &[&str]) -> Command {
-        let program = if arguments.is_empty() { &self.program } else { env!("CARGO_BIN_EXE_app") };
-        let mut command = Command::new(program);
-        command.args(arguments).env_clear().envs(&self.settings);
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        command
-    }
-
-    /// The name of the database that it was given.
-    pub fn database(&self) -> &str {
-        &self.settings["APP__DATABASE__NAME"]
-    }
-
-    pub fn migrate(&self) {
-        let mut migrate = self.command(&["migrate"]);
-        let output = migrate.env("APP__LOG__FORMAT", "json").output().unwrap();
-        assert!(output.status.success(), "{output:?}");
-    }
-
-    /// Migrates, starts and waits until the service is ready.
-    pub fn start(self) -> App {
-        self.migrate();
-        let app = self.start_unready();
-        eventually(Duration::from_secs(10), "ready", || {
-            app.ready().is_some_and(|answer| answer.status == 200).then_some(())
-        });
-        app
-    }
-
-    /// Starts and waits until the service listens.
-    pub fn start_unready(self) -> App {
-        let mut child = self.command(&[]).spawn().unwrap();
+impl App {
+    /// Starts it and waits until it listens.
+    pub fn spawn(setup: &Setup) -> Self {
+        let mut child = setup.command(&[]).spawn().unwrap();
         let mut output = BufReader::new(child.stdout.take().unwrap());
         let mut stderr = child.stderr.take().unwrap();
         let (log, errors) = (Arc::<Mutex<Vec<String>>>::default(), Arc::<Mutex<String>>::default());
@@ -124,7 +41,7 @@ impl Setup {
             }
         };
         let mut readers = Vec::new();
-        if self.read_output {
+        if setup.reads_output() {
             let log = Arc::clone(&log);
             readers.push(thread::spawn(move || {
                 for line in output.lines() {
@@ -141,12 +58,10 @@ impl Setup {
             stderr.read_to_end(&mut bytes).unwrap();
             *text.lock().unwrap() = String::from_utf8_lossy(&bytes).into_owned();
         }));
-        let database = self.database().to_owned();
-        App { address, database, child, log, errors, readers }
+        let database = setup.database().to_owned();
+        Self { address, database, child, log, errors, readers }
     }
-}
 
-impl App {
     pub fn get(&self, path: &str) -> Response {
         self.client().get(path)
     }

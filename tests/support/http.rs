@@ -29,6 +29,23 @@ impl Response {
         self.headers.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
     }
 
+    /// The first response in `bytes` and its length, once it is complete.
+    pub fn parse(bytes: &[u8], head_only: bool) -> Option<(Self, usize)> {
+        let end = bytes.windows(4).position(|window| window == b"\r\n\r\n")?;
+        let head = String::from_utf8_lossy(&bytes[..end]);
+        let mut lines = head.split("\r\n");
+        let status = lines.next()?.split(' ').nth(1)?.parse().ok()?;
+        let headers: Vec<_> = lines
+            .filter_map(|line| line.split_once(": "))
+            .map(|(name, value)| (name.to_lowercase(), value.to_owned()))
+            .collect();
+        let length = headers.iter().find(|(name, _)| name == "content-length");
+        let length = length.map_or(0, |(_, length)| length.parse().unwrap());
+        let length = if head_only || status == 204 || status == 304 { 0 } else { length };
+        let body = bytes.get(end + 4..end + 4 + length)?.to_vec();
+        Some((Self { status, headers, body: String::from_utf8(body).ok()? }, end + 4 + length))
+    }
+
     #[track_caller]
     pub fn json(&self) -> Value {
         serde_json::from_str(&self.body).expect(&self.body)
@@ -91,29 +108,13 @@ impl Client {
 
     /// Reads one response; `None` when the connection ends before it is complete.
     pub fn read_response(&mut self, head_only: bool) -> Option<Response> {
-        let end = loop {
-            let end = self.received.windows(4).position(|window| window == b"\r\n\r\n");
-            if let Some(end) = end {
-                break end;
+        loop {
+            if let Some((response, length)) = Response::parse(&self.received, head_only) {
+                self.received.drain(..length);
+                return Some(response);
             }
             self.receive()?;
-        };
-        let head = String::from_utf8_lossy(&self.received[..end]).into_owned();
-        self.received.drain(..end + 4);
-        let mut lines = head.split("\r\n");
-        let status = lines.next()?.split(' ').nth(1)?.parse().ok()?;
-        let headers: Vec<_> = lines
-            .filter_map(|line| line.split_once(": "))
-            .map(|(name, value)| (name.to_lowercase(), value.to_owned()))
-            .collect();
-        let length = headers.iter().find(|(name, _)| name == "content-length");
-        let length = length.map_or(0, |(_, length)| length.parse().unwrap());
-        let length = if head_only || status == 204 || status == 304 { 0 } else { length };
-        while self.received.len() < length {
-            self.receive()?;
         }
-        let body = self.received.drain(..length).collect();
-        Some(Response { status, headers, body: String::from_utf8(body).ok()? })
     }
 
     /// Whether the other side closes within the read limit, whatever it sends before.

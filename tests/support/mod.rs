@@ -1,9 +1,13 @@
-//! What the tests share: private servers that can be broken, the service as a process, a raw HTTP client.
+//! What the tests share: private servers that can be broken and a proxy that breaks the way to them, the service as a
+//! process, a raw HTTP client, and load that knows the fate of each request.
 #![expect(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
 
 pub mod app;
 pub mod http;
+pub mod load;
+pub mod proxy;
 pub mod servers;
+pub mod setup;
 
 use std::net::TcpListener;
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -19,6 +23,15 @@ pub fn eventually<T>(limit: Duration, what: &str, mut check: impl FnMut() -> Opt
             return value;
         }
         assert!(Instant::now() < deadline, "not within {limit:?}: {what}");
+        thread::park_timeout(Duration::from_millis(10));
+    }
+}
+
+/// Does `work` again and again for `time`.
+pub fn repeatedly(time: Duration, mut work: impl FnMut()) {
+    let deadline = Instant::now() + time;
+    while Instant::now() < deadline {
+        work();
         thread::park_timeout(Duration::from_millis(10));
     }
 }

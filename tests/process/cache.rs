@@ -1,0 +1,61 @@
+//! What the cache may never do: change an answer (G40).
+
+use std::time::Duration;
+
+use serde_json::json;
+
+use crate::dependencies::add_link;
+use crate::support::eventually;
+use crate::support::http::Client;
+use crate::support::servers::{self, PASSWORD, Server};
+use crate::support::setup::Setup;
+
+#[test]
+fn the_cache_never_causes_a_wrong_answer() {
+    let redis = Server::start("redis", "cache-truth");
+    let mut app = Setup::on(servers::postgres(), &redis).start();
+    add_link(servers::postgres(), &app, "true");
+    let key = format!("{}:link:true", app.database);
+    let follow = |client: &mut Client| client.get("/r/true").header("location").map(ToOwned::to_owned);
+    let expected = Some("https://example.com/true".to_owned());
+    let info = redis::RedisConnectionInfo::default().set_password(PASSWORD);
+    let address = redis::ConnectionAddr::Tcp("127.0.0.1".to_owned(), redis.port);
+    let info = redis::IntoConnectionInfo::into_connection_info(address).unwrap().set_redis_settings(info);
+    let mut direct = redis::Client::open(info).unwrap().get_connection().unwrap();
+    let mut client = app.client();
+
+    let other = json!({"slug": "other", "url": "https://evil.example/"}).to_string();
+    let script = json!({"slug": "true", "url": "javascript:alert(1)"}).to_string();
+    let mut poisons = vec![vec!["SET".into(), key.clone(), "\u{0}garbage{".into()]];
+    poisons.push(vec!["SET".into(), key.clone(), "42".into()]);
+    poisons.push(vec!["SET".into(), key.clone(), other]);
+    poisons.push(vec!["SET".into(), key.clone(), script]);
+    poisons.push(vec!["RPUSH".into(), key.clone(), "list".into()]);
+    poisons.push(vec!["HSET".into(), key.clone(), "field".into(), "value".into()]);
+    for poison in poisons {
+        redis::cmd("DEL").arg(&key).query::<()>(&mut direct).unwrap();
+        let mut command = redis::cmd(&poison[0]);
+        command.arg(&poison[1..]).query::<redis::Value>(&mut direct).unwrap();
+        assert_eq!(follow(&mut client), expected, "{poison:?}");
+        assert_eq!(follow(&mut client), expected, "{poison:?}");
+    }
+
+    // A change while Redis does not answer must not leave the old value behind.
+    redis::cmd("DEL").arg(&key).query::<()>(&mut direct).unwrap();
+    assert_eq!(follow(&mut client), expected);
+    let cached: String = redis::cmd("GET").arg(&key).query(&mut direct).unwrap();
+    assert!(cached.contains("https://example.com/true"), "{cached}");
+    redis.command("pause");
+    let body = json!({"url": "https://example.com/changed"});
+    let changed = client.send("PATCH", "/v1/links/true", &[("if-match", "\"1\"")], &body);
+    assert_eq!(changed.status, 200);
+    redis.command("resume");
+    for _ in 0..200 {
+        assert_eq!(follow(&mut client).as_deref(), Some("https://example.com/changed"));
+    }
+    eventually(Duration::from_secs(5), "the tombstone", || {
+        let value: String = redis::cmd("GET").arg(&key).query(&mut direct).unwrap();
+        value.is_empty().then_some(())
+    });
+    assert!(app.is_running());
+}

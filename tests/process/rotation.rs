@@ -1,0 +1,209 @@
+//! Passwords that change under load (G31): no request fails, and nothing is restarted.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use crate::dependencies::{add_link, ready_becomes};
+use crate::support::app::App;
+use crate::support::load::Load;
+use crate::support::servers::{PASSWORD, Server};
+use crate::support::setup::Setup;
+use crate::support::{eventually, repeatedly};
+
+/// An unoptimised build under full load takes seconds for a login.
+const LIMIT: Duration = Duration::from_secs(20);
+
+/// A volume as Kubernetes makes it: `postgres` and `redis` lead through the link `..data` into the folder of a version,
+/// and one rename changes both.
+struct Volume {
+    folder: tempfile::TempDir,
+    version: u32,
+}
+
+impl Volume {
+    fn new(password: &str) -> Self {
+        let mut volume = Self { folder: tempfile::tempdir().unwrap(), version: 0 };
+        volume.swap(password);
+        for name in ["postgres", "redis"] {
+            symlink(format!("..data/{name}"), volume.path(name)).unwrap();
+        }
+        volume
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn swap(&mut self, password: &str) {
+        self.version += 1;
+        let version = format!("..version-{}", self.version);
+        fs::create_dir(self.path(&version)).unwrap();
+        for name in ["postgres", "redis"] {
+            fs::write(self.path(&version).join(name), password).unwrap();
+        }
+        symlink(version, self.path("..new")).unwrap();
+        fs::rename(self.path("..new"), self.path("..data")).unwrap();
+    }
+}
+
+/// Servers with a role `service` besides the one that the tests use.
+struct Servers {
+    postgres: Server,
+    redis: Server,
+    admin: redis::Connection,
+}
+
+impl Servers {
+    fn start(name: &str) -> Self {
+        let (postgres, redis) = (Server::start("postgres", name), Server::start("redis", name));
+        let login = redis::RedisConnectionInfo::default().set_password(PASSWORD);
+        let address = redis::ConnectionAddr::Tcp("127.0.0.1".to_owned(), redis.port);
+        let info =
+            redis::IntoConnectionInfo::into_connection_info(address).unwrap().set_redis_settings(login);
+        let admin = redis::Client::open(info).unwrap().get_connection().unwrap();
+        postgres.sql("app", "drop role if exists service");
+        postgres.sql("app", "create role service superuser login");
+        Self { postgres, redis, admin }
+    }
+
+    fn set_password(&mut self, password: &str) {
+        self.postgres.sql("app", &format!("alter role service password '{password}'"));
+        let mut command = redis::cmd("ACL");
+        command.arg(&["SETUSER", "service", "on", "resetpass", "~*", "+@all", &format!(">{password}")]);
+        command.query::<()>(&mut self.admin).unwrap();
+    }
+
+    /// Ends every session of the service.
+    fn disconnect(&mut self) {
+        let terminate =
+            "select pg_terminate_backend(pid)::text from pg_stat_activity where usename = 'service'";
+        assert!(!self.postgres.sql("app", terminate).is_empty());
+        redis::cmd("CLIENT").arg(&["KILL", "USER", "service"]).query::<()>(&mut self.admin).unwrap();
+    }
+}
+
+fn start(servers: &Servers, postgres: &Path, redis: &Path) -> App {
+    let setup = Setup::on(&servers.postgres, &servers.redis);
+    setup.migrate();
+    let app = setup
+        .set("DATABASE__USER", "service")
+        .set("DATABASE__PASSWORD_FILE", postgres.display())
+        .set("REDIS__USER", "service")
+        .set("REDIS__PASSWORD_FILE", redis.display())
+        .set("DATABASE__MAX_CONNECTIONS", 4)
+        // Sessions are replaced all the time.
+        .set("DATABASE__SESSION_LIFETIME", "1s")
+        .set("SECRETS__RELOAD_INTERVAL", "200ms")
+        .start();
+    add_link(&servers.postgres, &app, "hot");
+    app
+}
+
+fn in_use(app: &App) -> usize {
+    app.log().iter().filter(|line| line["message"] == "new credentials are in use").count()
+}
+
+#[test]
+fn passwords_change_under_load_and_no_request_fails() {
+    let mut servers = Servers::start("rotation");
+    servers.set_password("first");
+    let mut volume = Volume::new("first");
+    let mut app = start(&servers, &volume.path("postgres"), &volume.path("redis"));
+    let (mut slowest, mut requests, mut failed) = (Duration::ZERO, 0, 0);
+
+    for (path, status) in [("/v1/links", 200), ("/r/hot", 307)] {
+        // More clients than there are sessions.
+        let report = Load::get(app.address, path).closed(8, || {
+            for round in 0..3 {
+                let password = format!("{path} {round}");
+                let before = in_use(&app);
+                servers.set_password(&password);
+                // It takes up to a minute until Kubernetes has changed the files.
+                repeatedly(Duration::from_secs(2), || {});
+                volume.swap(&password);
+                let start = Instant::now();
+                eventually(LIMIT, "both new logins", || (in_use(&app) == before + 2).then_some(()));
+                slowest = slowest.max(start.elapsed());
+            }
+        });
+        requests += report.0.len();
+        failed += report.0.len() - report.with_status(status);
+    }
+
+    println!(
+        "6 rotations of both passwords under {requests} requests: {failed} failed; in use {slowest:?} after the file"
+    );
+    assert_eq!(failed, 0);
+    // A session that is lost while no new one can be made: the others do its work.
+    servers.set_password("unknown to the service");
+    let one = "select pg_terminate_backend(pid)::text from pg_stat_activity where usename = 'service'
+               and query like '%from links%' limit 1";
+    let report = Load::get(app.address, "/v1/links").closed(8, || {
+        assert_eq!(servers.postgres.sql("app", one).len(), 1);
+        repeatedly(Duration::from_secs(3), || {});
+    });
+    let failed = report.0.len() - report.with_status(200);
+    println!("one session lost while logins were refused: {failed} of {} requests failed", report.0.len());
+    assert!(failed <= 1, "{failed}");
+    assert_eq!(app.metric("credentials_valid{dependency=\"postgres\"}"), 0.0);
+    volume.swap("unknown to the service");
+    eventually(LIMIT, "valid again", || {
+        (app.metric("credentials_valid{dependency=\"postgres\"}") == 1.0).then_some(())
+    });
+    // It is the new passwords that connections are made with.
+    servers.disconnect();
+    eventually(LIMIT, "new sessions", || (app.get("/v1/links").status == 200).then_some(()));
+    ready_becomes(&app, 200, "ready");
+    for dependency in ["postgres", "redis"] {
+        assert_eq!(app.metric(&format!("credentials_valid{{dependency=\"{dependency}\"}}")), 1.0);
+    }
+    assert!(app.is_running());
+}
+
+#[test]
+fn a_password_that_does_not_work_is_told_and_not_used() {
+    let mut servers = Servers::start("rotation-refused");
+    servers.set_password("first");
+    let folder = tempfile::tempdir().unwrap();
+    let files = ["postgres", "redis"].map(|name| folder.path().join(name));
+    files.iter().for_each(|file| fs::write(file, "first").unwrap());
+    let mut app = start(&servers, &files[0], &files[1]);
+    let valid = |dependency: &str| app.metric(&format!("credentials_valid{{dependency=\"{dependency}\"}}"));
+    let told = |what: &str| app.log().iter().filter(|line| line["problem"].as_str() == Some(what)).count();
+
+    // In place, as compose and people do it.
+    let report = Load::get(app.address, "/v1/links").closed(8, || {
+        files.iter().for_each(|file| fs::write(file, "wrong").unwrap());
+        eventually(LIMIT, "refused", || {
+            (valid("postgres") == 0.0 && valid("redis") == 0.0 && told("postgres: authentication") > 0)
+                .then_some(())
+        });
+        // Half written, empty, gone.
+        files.iter().for_each(|file| fs::write(file, "").unwrap());
+        eventually(LIMIT, "an empty file", || {
+            app.log()
+                .iter()
+                .any(|line| line["problem"].as_str().is_some_and(|p| p.ends_with("is empty")))
+                .then_some(())
+        });
+        files.iter().for_each(|file| fs::remove_file(file).unwrap());
+        repeatedly(Duration::from_secs(2), || {});
+        files.iter().for_each(|file| fs::write(file, "first").unwrap());
+        eventually(LIMIT, "valid again", || {
+            (valid("postgres") == 1.0 && valid("redis") == 1.0).then_some(())
+        });
+    });
+
+    println!(
+        "wrong, empty and absent files under {} requests: {} answered",
+        report.0.len(),
+        report.with_status(200)
+    );
+    assert_eq!(report.with_status(200), report.0.len());
+    // Once, not each time that the file was read.
+    assert_eq!(told("postgres: authentication"), 1);
+    assert!(!app.lines().iter().any(|line| line.contains("\"first\"") || line.contains("\"wrong\"")));
+    assert!(app.is_running());
+}

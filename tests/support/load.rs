@@ -1,0 +1,199 @@
+//! Load from many clients, in which the fate of each request is known.
+
+use std::cell::RefCell;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::task::LocalSet;
+
+use super::http::{Client, Response};
+use super::servers::block_on;
+
+/// An answer that takes longer will never come.
+const LIMIT: Duration = Duration::from_secs(15);
+
+/// What became of a request.
+#[derive(Clone, Debug)]
+pub enum Fate {
+    Answered(Response),
+    /// No connection was made: safe to send to another instance.
+    Refused,
+    /// The connection was made, and ended without a complete response.
+    Lost,
+}
+
+/// One request: its fate, and the time since it was due.
+pub struct Sample {
+    pub time: Duration,
+    pub fate: Fate,
+}
+
+/// One kind of request.
+pub struct Load {
+    address: SocketAddr,
+    method: &'static str,
+    path: String,
+    fresh: bool,
+}
+
+impl Load {
+    pub fn get(address: SocketAddr, path: &str) -> Self {
+        Self { address, method: "GET", path: path.to_owned(), fresh: false }
+    }
+
+    pub fn post(address: SocketAddr, path: &str) -> Self {
+        Self { method: "POST", ..Self::get(address, path) }
+    }
+
+    /// Each request on a connection of its own.
+    pub fn on_fresh_connections(self) -> Self {
+        Self { fresh: true, ..self }
+    }
+
+    /// Closed loop: while `during` runs, each of `clients` sends its next request when it has the last answer.
+    pub fn closed(&self, clients: usize, during: impl FnOnce()) -> Report {
+        let stop = AtomicBool::new(false);
+        thread::scope(|scope| {
+            let threads: Vec<_> = (0..clients).map(|_| scope.spawn(|| self.repeat(&stop))).collect();
+            let stopped = StopOnDrop(&stop);
+            during();
+            drop(stopped);
+            Report(threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect())
+        })
+    }
+
+    fn repeat(&self, stop: &AtomicBool) -> Vec<Sample> {
+        let headers = if self.fresh { &[("connection", "close")] as &[_] } else { &[] };
+        let (mut samples, mut kept) = (Vec::new(), None);
+        while !stop.load(Ordering::Relaxed) {
+            let start = Instant::now();
+            let fate = match kept.take().or_else(|| Client::try_connect(self.address)) {
+                None => Fate::Refused,
+                Some(mut client) => match client.try_request(self.method, &self.path, headers, "") {
+                    None => Fate::Lost,
+                    Some(answer) => {
+                        kept = (answer.header("connection") != Some("close")).then_some(client);
+                        Fate::Answered(answer)
+                    }
+                },
+            };
+            if matches!(fate, Fate::Refused) {
+                thread::park_timeout(Duration::from_millis(10));
+            }
+            samples.push(Sample { time: start.elapsed(), fate });
+        }
+        samples
+    }
+
+    /// Open loop: while `during` runs, `per_second` requests are sent whether or not earlier ones are answered.
+    /// Times count from when a request was due, so that a service that stalls cannot slow its clients down and look
+    /// well ("coordinated omission").
+    pub fn open(&self, per_second: u32, during: impl FnOnce()) -> Report {
+        let stop = AtomicBool::new(false);
+        thread::scope(|scope| {
+            let sender = scope.spawn(|| block_on(LocalSet::new().run_until(self.send(per_second, &stop))));
+            let stopped = StopOnDrop(&stop);
+            during();
+            drop(stopped);
+            Report(sender.join().unwrap())
+        })
+    }
+
+    async fn send(&self, per_second: u32, stop: &AtomicBool) -> Vec<Sample> {
+        let request = format!("{} {} HTTP/1.1\r\nhost: {}\r\n\r\n", self.method, self.path, self.address);
+        let request: Rc<[u8]> = Rc::from(request.into_bytes());
+        let idle = Rc::new(RefCell::new(Vec::new()));
+        let mut requests = Vec::new();
+        let mut due = tokio::time::interval(Duration::from_secs(1) / per_second);
+        while !stop.load(Ordering::Relaxed) {
+            let due = due.tick().await;
+            let (address, request, idle) = (self.address, Rc::clone(&request), Rc::clone(&idle));
+            requests.push(tokio::task::spawn_local(async move {
+                let fate = tokio::time::timeout(LIMIT, exchange(address, &request, &idle)).await;
+                Sample { time: due.elapsed(), fate: fate.unwrap_or(Fate::Lost) }
+            }));
+        }
+        let mut samples = Vec::new();
+        for request in requests {
+            samples.push(request.await.unwrap());
+        }
+        samples
+    }
+}
+
+async fn exchange(address: SocketAddr, request: &[u8], idle: &RefCell<Vec<TcpStream>>) -> Fate {
+    let kept = idle.borrow_mut().pop();
+    let mut stream = match kept {
+        Some(stream) => stream,
+        None => match TcpStream::connect(address).await {
+            Ok(stream) => stream,
+            Err(_) => return Fate::Refused,
+        },
+    };
+    if stream.write_all(request).await.is_err() {
+        return Fate::Lost;
+    }
+    let mut received = Vec::new();
+    loop {
+        match stream.read_buf(&mut received).await {
+            Ok(count) if count > 0 => {}
+            _ => return Fate::Lost,
+        }
+        if let Some((answer, _)) = Response::parse(&received, false) {
+            if answer.header("connection") != Some("close") {
+                idle.borrow_mut().push(stream);
+            }
+            return Fate::Answered(answer);
+        }
+    }
+}
+
+/// All that was sent.
+pub struct Report(pub Vec<Sample>);
+
+impl Report {
+    pub fn answers(&self) -> impl Iterator<Item = &Response> {
+        self.0.iter().filter_map(|sample| match &sample.fate {
+            Fate::Answered(answer) => Some(answer),
+            _ => None,
+        })
+    }
+
+    pub fn with_status(&self, status: u16) -> usize {
+        self.answers().filter(|answer| answer.status == status).count()
+    }
+
+    pub fn refused(&self) -> usize {
+        self.0.iter().filter(|sample| matches!(sample.fate, Fate::Refused)).count()
+    }
+
+    pub fn lost(&self) -> usize {
+        self.0.iter().filter(|sample| matches!(sample.fate, Fate::Lost)).count()
+    }
+
+    pub fn slowest(&self) -> Duration {
+        self.0.iter().map(|sample| sample.time).max().unwrap()
+    }
+
+    /// The time that 99 % of the answers with `status` stayed below.
+    pub fn p99(&self, status: u16) -> Duration {
+        let has_status = |sample: &&Sample| matches!(&sample.fate, Fate::Answered(a) if a.status == status);
+        let mut times: Vec<_> = self.0.iter().filter(has_status).map(|sample| sample.time).collect();
+        times.sort_unstable();
+        times[times.len() * 99 / 100]
+    }
+}
+
+/// Ends the load also when an assertion fails.
+struct StopOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for StopOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,144 @@
+//! A TCP proxy between the service and a server, which can delay, swallow, refuse or cut.
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::{Arc, Condvar, Mutex};
+use std::thread;
+use std::time::Duration;
+
+use super::{eventually, free_port};
+
+/// What happens to bytes and connections.
+#[derive(Clone, Copy, PartialEq)]
+pub enum Fault {
+    None,
+    /// Bytes arrive later, in each direction.
+    Delay(Duration),
+    /// Connections are made and nothing arrives, as behind a firewall that drops packets. What was sent arrives when
+    /// the fault is over, as TCP sends it again.
+    BlackHole,
+    /// Nobody listens. Connections that are open live on.
+    Refuse,
+    /// The proxy is gone.
+    End,
+}
+
+/// Listens on 127.0.0.1 until it is dropped.
+pub struct Proxy {
+    pub port: u16,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    target: u16,
+    fault: Mutex<Fault>,
+    changed: Condvar,
+    /// Both ends of each connection.
+    open: Mutex<Vec<TcpStream>>,
+}
+
+impl Proxy {
+    pub fn to(target: u16) -> Self {
+        let shared = Shared {
+            target,
+            fault: Mutex::new(Fault::None),
+            changed: Condvar::new(),
+            open: Mutex::default(),
+        };
+        let proxy = Self { port: free_port(), shared: Arc::new(shared) };
+        let (shared, port) = (Arc::clone(&proxy.shared), proxy.port);
+        thread::spawn(move || shared.listen(port));
+        proxy.await_listener(true);
+        proxy
+    }
+
+    /// Takes effect before this returns.
+    pub fn set(&self, fault: Fault) {
+        let before = std::mem::replace(&mut *self.shared.fault.lock().unwrap(), fault);
+        self.shared.changed.notify_all();
+        if (before == Fault::Refuse) != (fault == Fault::Refuse) {
+            // A connection also wakes the listener.
+            self.await_listener(fault != Fault::Refuse);
+        }
+    }
+
+    /// Ends every connection.
+    pub fn cut(&self) {
+        for stream in self.shared.open.lock().unwrap().drain(..) {
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+    }
+
+    fn await_listener(&self, there: bool) {
+        eventually(Duration::from_secs(5), "the proxy", || {
+            (TcpStream::connect(("127.0.0.1", self.port)).is_ok() == there).then_some(())
+        });
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        *self.shared.fault.lock().unwrap() = Fault::End;
+        self.shared.changed.notify_all();
+        self.cut();
+        let _ = TcpStream::connect(("127.0.0.1", self.port));
+    }
+}
+
+impl Shared {
+    fn listen(self: Arc<Self>, port: u16) {
+        loop {
+            match self.wait_while(Fault::Refuse) {
+                Fault::End => return,
+                _ => self.accept(&TcpListener::bind(("127.0.0.1", port)).unwrap()),
+            }
+        }
+    }
+
+    fn accept(self: &Arc<Self>, listener: &TcpListener) {
+        loop {
+            let (client, _) = listener.accept().unwrap();
+            if matches!(self.fault(), Fault::Refuse | Fault::End) {
+                return;
+            }
+            let shared = Arc::clone(self);
+            thread::spawn(move || shared.connect(client));
+        }
+    }
+
+    fn connect(self: Arc<Self>, client: TcpStream) {
+        self.wait_while(Fault::BlackHole);
+        let Ok(server) = TcpStream::connect(("127.0.0.1", self.target)) else { return };
+        let ends = [&client, &server].map(|stream| stream.try_clone().unwrap());
+        ends.iter().for_each(|stream| stream.set_nodelay(true).unwrap());
+        self.open.lock().unwrap().extend(ends);
+        let (to_client, from_server) = (client.try_clone().unwrap(), server.try_clone().unwrap());
+        let shared = Arc::clone(&self);
+        thread::spawn(move || shared.copy(from_server, to_client));
+        self.copy(client, server);
+    }
+
+    fn copy(&self, mut from: TcpStream, mut to: TcpStream) {
+        let mut buffer = [0; 16 * 1024];
+        while let Some(count) = from.read(&mut buffer).ok().filter(|count| *count > 0) {
+            if let Fault::Delay(time) = self.wait_while(Fault::BlackHole) {
+                thread::sleep(time);
+            }
+            if to.write_all(&buffer[..count]).is_err() {
+                break;
+            }
+        }
+        self.wait_while(Fault::BlackHole);
+        let _ = to.shutdown(Shutdown::Write);
+        let _ = from.shutdown(Shutdown::Read);
+    }
+
+    fn fault(&self) -> Fault {
+        *self.fault.lock().unwrap()
+    }
+
+    /// Waits until another fault than `fault` rules, and tells which.
+    fn wait_while(&self, fault: Fault) -> Fault {
+        *self.changed.wait_while(self.fault.lock().unwrap(), |current| *current == fault).unwrap()
+    }
+}

@@ -1,0 +1,122 @@
+//! How a service is started.
+
+use std::collections::BTreeMap;
+use std::fmt::Display;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use super::app::App;
+use super::eventually;
+use super::servers::{self, Server};
+
+/// How to start a service.
+pub struct Setup {
+    program: String,
+    settings: BTreeMap<String, String>,
+    descriptors: Option<u32>,
+    read_output: bool,
+}
+
+impl Setup {
+    /// The service on `postgres` and `redis`, with a database of its own and short times.
+    pub fn on(postgres: &Server, redis: &Server) -> Self {
+        let database = postgres.create_database();
+        let settings = [
+            ("APP__SERVICE__NAME", database.clone()),
+            ("APP__SHUTDOWN__READY_DELAY", "0s".to_owned()),
+            ("APP__HTTP__PORT", "0".to_owned()),
+            ("APP__DATABASE__HOST", "127.0.0.1".to_owned()),
+            ("APP__DATABASE__PORT", postgres.port.to_string()),
+            ("APP__DATABASE__USER", "app".to_owned()),
+            ("APP__DATABASE__NAME", database),
+            ("APP__DATABASE__PASSWORD_FILE", postgres.password_file.display().to_string()),
+            ("APP__REDIS__HOST", "127.0.0.1".to_owned()),
+            ("APP__REDIS__PORT", redis.port.to_string()),
+            ("APP__REDIS__PASSWORD_FILE", redis.password_file.display().to_string()),
+        ];
+        let settings = settings.map(|(name, value)| (name.to_owned(), value));
+        let program = env!("CARGO_BIN_EXE_app").to_owned();
+        Self { program, settings: settings.into(), descriptors: None, read_output: true }
+    }
+
+    /// On the servers that the tests share.
+    pub fn shared() -> Self {
+        Self::on(servers::postgres(), servers::redis())
+    }
+
+    /// The example `faulty` instead of the service: the same code with ill-behaved handlers.
+    pub fn faulty(self) -> Self {
+        self.example("faulty")
+    }
+
+    /// The example `stock`: `axum::serve` and default settings.
+    pub fn stock(self) -> Self {
+        self.example("stock")
+    }
+
+    fn example(mut self, name: &str) -> Self {
+        let folder = self.program.strip_suffix("app").unwrap();
+        self.program = format!("{folder}examples/{name}");
+        self
+    }
+
+    pub fn set(mut self, name: &str, value: impl Display) -> Self {
+        self.settings.insert(format!("APP__{name}"), value.to_string());
+        self
+    }
+
+    /// Allows it so many open files and sockets.
+    pub fn with_descriptors(mut self, count: u32) -> Self {
+        self.descriptors = Some(count);
+        self
+    }
+
+    /// Leaves standard output unread once the service listens.
+    pub fn with_unread_output(mut self) -> Self {
+        self.read_output = false;
+        self
+    }
+
+    /// A command of the service with these settings and nothing else from our environment.
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let program = if arguments.is_empty() { &self.program } else { env!("CARGO_BIN_EXE_app") };
+        let mut command = Command::new(program);
+        if let Some(count) = self.descriptors {
+            command = Command::new("/bin/sh");
+            command.args(["-c", &format!("ulimit -n {count}; exec \"$0\" \"$@\""), program]);
+        }
+        command.args(arguments).env_clear().envs(&self.settings);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    }
+
+    pub fn reads_output(&self) -> bool {
+        self.read_output
+    }
+
+    /// The name of the database that it was given.
+    pub fn database(&self) -> &str {
+        &self.settings["APP__DATABASE__NAME"]
+    }
+
+    pub fn migrate(&self) {
+        let mut migrate = self.command(&["migrate"]);
+        let output = migrate.env("APP__LOG__FORMAT", "json").output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+    }
+
+    /// Migrates, starts and waits until the service is ready.
+    pub fn start(self) -> App {
+        self.migrate();
+        let app = self.start_unready();
+        eventually(Duration::from_secs(10), "ready", || {
+            app.ready().is_some_and(|answer| answer.status == 200).then_some(())
+        });
+        app
+    }
+
+    /// Starts and waits until the service listens.
+    pub fn start_unready(self) -> App {
+        App::spawn(&self)
+    }
+}
