@@ -1,7 +1,7 @@
 # The commands of daily work. Each is a line or a script that works without make as well.
 
 .DEFAULT_GOAL := help
-.PHONY: bench fmt help image run secrets sqlx test test-stack
+.PHONY: bench fmt fuzz guarantees help image run sabotage secrets soak sqlx test test-stack
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s%s\n", $$1, $$2 }' Makefile
@@ -26,6 +26,18 @@ fmt: ## Format the code
 
 sqlx: ## Update .sqlx after a change of a query or a migration
 	@scripts/sqlx-prepare
+
+guarantees: ## Measure every guarantee, in a release build, and a stock service beside it; half an hour
+	@scripts/guarantees
+
+soak: ## Ten minutes of mixed faults under load
+	cargo test --release --locked --test process -- --ignored --show-output soak
+
+sabotage: ## Break each guarantee and see its test turn red; half an hour
+	@scripts/sabotage
+
+fuzz: ## Fuzz what parses untrusted bytes, a minute each
+	@scripts/fuzz
 
 bench: ## Measure requests per second
 	cargo bench --bench http

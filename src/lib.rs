@@ -3,11 +3,12 @@
 //! - Life cycle: `main` loads [`config`], starts [`telemetry`] and runs [`server`], which builds all the rest.
 //!   [`shutdown`] has the stages that it ends in.
 //! - A request: [`listener`] accepts its connection, [`router`] has every route and the [`middleware`] in order,
-//!   the handlers of a domain such as [`links`] use [`extract`], [`state`] and [`error`].
+//!   [`admission`] lets it in or not, the handlers of a domain such as [`links`] use [`extract`], [`state`] and [`error`].
 //! - Dependencies: [`postgres`] with its [`migrations`], and [`cache`]; [`rotation`] renews their credentials, [`health`]
 //!   watches them, [`management`] and [`metrics`] tell.
 
 pub mod address;
+pub mod admission;
 pub mod breaker;
 pub mod cache;
 pub mod cli;

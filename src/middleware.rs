@@ -1,9 +1,8 @@
-//! What surrounds every request: its context, access log and metrics; refusal of malformed heads; shedding;
-//! one shape for all errors. Body limit, timeout and panics are tower-http's; the order is in `router`.
+//! What surrounds every request: its context, access log and metrics; refusal of malformed heads; one
+//! shape for all errors. Body limit, timeout and panics are tower-http's; the order is in `router`.
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -11,13 +10,11 @@ use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version, header};
 use axum::middleware::Next;
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use hyper::body::{Frame, SizeHint};
-use tokio::sync::{Semaphore, SemaphorePermit};
 
-use crate::config::Http;
 use crate::context::{self, RequestContext};
-use crate::error::{Error, problem};
+use crate::error::problem;
 use crate::framing::Conflict;
 use crate::health::Health;
 use crate::listener::Client;
@@ -225,53 +222,6 @@ fn refusal(request: &Request, limits: HeadLimits) -> Option<(StatusCode, &'stati
         return Some((StatusCode::BAD_REQUEST, detail));
     }
     None
-}
-
-/// Places for business requests.
-pub struct Admission {
-    places: Semaphore,
-    queue_timeout: Duration,
-    start: Instant,
-    /// Milliseconds after `start` at which there was last a place without a wait.
-    last_free: AtomicU64,
-    health: Health,
-    metrics: Arc<Metrics>,
-}
-
-impl Admission {
-    pub fn new(http: &Http, health: Health, metrics: Arc<Metrics>) -> Self {
-        let (places, queue_timeout) = (Semaphore::new(http.max_in_flight), http.queue_timeout);
-        Self { places, queue_timeout, start: Instant::now(), last_free: AtomicU64::new(0), health, metrics }
-    }
-
-    async fn place(&self) -> Option<SemaphorePermit<'_>> {
-        let now = self.start.elapsed().as_millis() as u64;
-        if let Ok(place) = self.places.try_acquire() {
-            self.last_free.store(now, Ordering::Relaxed);
-            return Some(place);
-        }
-        let queued_for = Duration::from_millis(now.saturating_sub(self.last_free.load(Ordering::Relaxed)));
-        let wait = if queued_for > self.queue_timeout { self.queue_timeout / 20 } else { self.queue_timeout };
-        tokio::time::timeout(wait, self.places.acquire()).await.ok()?.ok()
-    }
-}
-
-/// Lets a bounded number of business requests in and refuses the rest soon, so that those inside are answered
-/// in time. Health and metrics are outside: a busy service is not a broken one.
-///
-/// A burst may wait for `queue_timeout`. Once there has been a queue for that long it is no burst, and waiting would
-/// only make the requests slow that are admitted: then a twentieth is all (B. Maurer, "Fail at Scale", ACM Queue 13/8).
-///
-/// Not tower's `ConcurrencyLimit`: in a router it counts per connection.
-pub async fn admit(State(admission): State<Arc<Admission>>, request: Request, next: Next) -> Response {
-    if !admission.health.is_started() {
-        return Error::Unavailable("The service is starting.").into_response();
-    }
-    let Some(_place) = admission.place().await else {
-        admission.metrics.http_requests_shed.inc();
-        return Error::Unavailable("The service is busy.").into_response();
-    };
-    next.run(request).await
 }
 
 /// Makes a problem document of the bare error statuses of axum and tower-http.

@@ -10,12 +10,13 @@ use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::limit::RequestBodyLimitLayer;
 use tower_http::timeout::TimeoutLayer;
 
+use crate::admission::{Admission, admit};
 use crate::config::Http;
 use crate::error::{Error, problem};
 use crate::health::Health;
 use crate::links;
 use crate::metrics::Metrics;
-use crate::middleware::{Admission, HeadLimits, Observer, admit, observe};
+use crate::middleware::{HeadLimits, Observer, observe};
 use crate::state::AppState;
 
 /// The routes of all domains. A new domain is a line here.

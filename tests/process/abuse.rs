@@ -62,6 +62,40 @@ fn unfinished_large_heads_cost_little_memory() {
 }
 
 #[test]
+fn a_body_without_an_end_is_cut_and_costs_little_memory() {
+    let mut app = Setup::shared().start();
+    let (before, mut highest) = (app.resident_kib(), 0);
+    let mut client = app.client();
+    client
+        .write(b"POST /v1/links HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n")
+        .unwrap();
+    let chunk = format!("10000\r\n{}\r\n", "x".repeat(0x10000));
+
+    let mut sent = 0;
+    while sent < 1 << 30 && client.write(chunk.as_bytes()).is_some() {
+        sent += 0x10000;
+        highest = highest.max(app.resident_kib());
+    }
+
+    let growth = highest.saturating_sub(before);
+    println!("cut after {} KiB of a chunked body: {growth} KiB more resident memory", sent / 1024);
+    assert!(sent < 32 << 20, "{sent}");
+    assert!(growth < 16 * 1024, "{growth}");
+
+    // 200 MB of zeros in 200 KB, as a decompressor would see it; here it is only bytes that are not JSON.
+    let mut bomb = vec![0x78, 0x9c];
+    bomb.resize(200_000, 0);
+    let mut client = app.client();
+    let head =
+        format!("content-type: application/json\r\ncontent-encoding: gzip\r\ncontent-length: {}", bomb.len());
+    client.write(format!("POST /v1/links HTTP/1.1\r\nhost: a\r\n{head}\r\n\r\n").as_bytes()).unwrap();
+    client.write(&bomb).unwrap();
+    assert_eq!(client.read_response(false).unwrap().status, 400);
+    assert!(app.resident_kib().saturating_sub(before) < 16 * 1024);
+    assert!(app.is_running());
+}
+
+#[test]
 fn the_number_of_connections_is_limited_and_the_rest_waits() {
     let mut app = Setup::shared().set("HTTP__MAX_CONNECTIONS", 100).start();
     let mut clients: Vec<_> = (0..500).map(|_| app.client()).collect();

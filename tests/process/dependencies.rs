@@ -4,8 +4,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::support::app::App;
-use crate::support::load::{Load, Report};
+use crate::support::load::Load;
 use crate::support::proxy::{Fault, Proxy};
+use crate::support::report::Report;
 use crate::support::servers::{self, Server};
 use crate::support::setup::Setup;
 use crate::support::{eventually, repeatedly};
@@ -292,6 +293,7 @@ fn liveness_asks_nobody() {
     let app = Setup::on(&postgres, &redis).start();
     postgres.command("pause");
     redis.command("pause");
+    ready_becomes(&app, 503, "unavailable");
     let mut client = app.client();
 
     let mut times: Vec<_> = (0..100)
@@ -335,9 +337,8 @@ fn a_check_lost_now_and_then_changes_nothing() {
     let proxy = Proxy::to(servers::postgres().port);
     let app = Setup::shared()
         .set("DATABASE__PORT", proxy.port)
-        .set("HEALTH__INTERVAL", "150ms")
-        .set("HEALTH__RECOVERY_INTERVAL", "100ms")
-        .set("HEALTH__TIMEOUT", "100ms")
+        .set("HEALTH__INTERVAL", "600ms")
+        .set("HEALTH__TIMEOUT", "500ms")
         .start();
     let checks = || app.metric("dependency_check_seconds_count{dependency=\"postgres\"}");
 

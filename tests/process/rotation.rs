@@ -202,8 +202,14 @@ fn a_password_that_does_not_work_is_told_and_not_used() {
         report.with_status(200)
     );
     assert_eq!(report.with_status(200), report.0.len());
+    // The login that works goes on being used, for new sessions too.
+    files.iter().for_each(|file| fs::write(file, "wrong again").unwrap());
+    eventually(LIMIT, "refused", || (valid("postgres") == 0.0).then_some(()));
+    servers.disconnect();
+    eventually(LIMIT, "new sessions", || (app.get("/v1/links").status == 200).then_some(()));
+    assert_eq!(valid("postgres"), 0.0);
     // Once, not each time that the file was read.
-    assert_eq!(told("postgres: authentication"), 1);
+    assert_eq!(told("postgres: authentication"), 2);
     assert!(!app.lines().iter().any(|line| line.contains("\"first\"") || line.contains("\"wrong\"")));
     assert!(app.is_running());
 }

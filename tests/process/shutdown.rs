@@ -8,7 +8,7 @@ use crate::support::app::App;
 use crate::support::http::Client;
 use crate::support::load::Load;
 use crate::support::setup::Setup;
-use crate::support::{eventually, repeatedly, servers};
+use crate::support::{eventually, servers};
 
 /// Short times in the order of the real ones: 1 s from the signal to the deadline, or a little more.
 fn quick() -> Setup {
@@ -33,15 +33,15 @@ pub fn terminate(count: usize, start: impl Fn() -> App) -> Terminations {
     let mut sums = Terminations { answered: 0, failed: 0, lost: 0, slowest: Duration::ZERO, codes: vec![] };
     for _ in 0..count {
         let mut app = start();
-        let report = Load::get(app.address, "/v1/links").on_fresh_connections().closed(32, || {
-            repeatedly(Duration::from_millis(700), || {});
+        let load = Load::get(app.address, "/v1/links").on_fresh_connections();
+        let report = load.closed(32, || {
+            eventually(Duration::from_secs(20), "500 answers", || (load.answered() >= 500).then_some(()));
             app.terminate();
             let (status, time) = app.wait(Duration::from_secs(20));
             sums.codes.push(status.code());
             sums.slowest = sums.slowest.max(time);
         });
         assert!(report.refused() > 0, "the clients went on after the end");
-        assert!(report.with_status(200) > 300, "the load was small: {}", report.with_status(200));
         sums.answered += report.with_status(200);
         sums.lost += report.lost();
         sums.failed += report.answers().count() - report.with_status(200);
@@ -71,10 +71,20 @@ fn no_accepted_request_is_lost_in_12_terminations_under_32_clients() {
     assert_eq!((sums.failed, sums.lost), (0, 0));
 }
 
+#[test]
+#[ignore = "minutes: make guarantees"]
+fn no_accepted_request_is_lost_in_100_terminations_under_32_clients() {
+    let sums = terminate(100, || Setup::shared().start());
+
+    sums.print();
+    assert!(sums.codes.iter().all(|code| *code == Some(0)), "{:?}", sums.codes);
+    assert_eq!((sums.failed, sums.lost), (0, 0));
+}
+
 /// Brings a connection into a state, in which it then gets a shutdown.
 type State = fn(&App) -> Client;
 
-fn sent(app: &App, bytes: &[u8]) -> Client {
+pub fn sent(app: &App, bytes: &[u8]) -> Client {
     let mut client = app.client();
     client.write(bytes).unwrap();
     client

@@ -2,8 +2,9 @@
 
 use std::cell::RefCell;
 use std::net::SocketAddr;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::rc::Rc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -12,26 +13,11 @@ use tokio::net::TcpStream;
 use tokio::task::LocalSet;
 
 use super::http::{Client, Response};
+use super::report::{Fate, Report, Sample};
 use super::servers::block_on;
 
 /// An answer that takes longer will never come.
 const LIMIT: Duration = Duration::from_secs(15);
-
-/// What became of a request.
-#[derive(Clone, Debug)]
-pub enum Fate {
-    Answered(Response),
-    /// No connection was made: safe to send to another instance.
-    Refused,
-    /// The connection was made, and ended without a complete response.
-    Lost,
-}
-
-/// One request: its fate, and the time since it was due.
-pub struct Sample {
-    pub time: Duration,
-    pub fate: Fate,
-}
 
 /// One kind of request.
 pub struct Load {
@@ -39,11 +25,12 @@ pub struct Load {
     method: &'static str,
     path: String,
     fresh: bool,
+    answered: AtomicUsize,
 }
 
 impl Load {
     pub fn get(address: SocketAddr, path: &str) -> Self {
-        Self { address, method: "GET", path: path.to_owned(), fresh: false }
+        Self { address, method: "GET", path: path.to_owned(), fresh: false, answered: AtomicUsize::new(0) }
     }
 
     pub fn post(address: SocketAddr, path: &str) -> Self {
@@ -55,14 +42,17 @@ impl Load {
         Self { fresh: true, ..self }
     }
 
+    /// How many answers there have been so far.
+    pub fn answered(&self) -> usize {
+        self.answered.load(Ordering::Relaxed)
+    }
+
     /// Closed loop: while `during` runs, each of `clients` sends its next request when it has the last answer.
     pub fn closed(&self, clients: usize, during: impl FnOnce()) -> Report {
         let stop = AtomicBool::new(false);
         thread::scope(|scope| {
             let threads: Vec<_> = (0..clients).map(|_| scope.spawn(|| self.repeat(&stop))).collect();
-            let stopped = StopOnDrop(&stop);
-            during();
-            drop(stopped);
+            stop_after(&stop, during);
             Report(threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect())
         })
     }
@@ -78,6 +68,7 @@ impl Load {
                     None => Fate::Lost,
                     Some(answer) => {
                         kept = (answer.header("connection") != Some("close")).then_some(client);
+                        self.answered.fetch_add(1, Ordering::Relaxed);
                         Fate::Answered(answer)
                     }
                 },
@@ -85,7 +76,7 @@ impl Load {
             if matches!(fate, Fate::Refused) {
                 thread::park_timeout(Duration::from_millis(10));
             }
-            samples.push(Sample { time: start.elapsed(), fate });
+            samples.push(Sample { due: start, time: start.elapsed(), fate });
         }
         samples
     }
@@ -97,9 +88,7 @@ impl Load {
         let stop = AtomicBool::new(false);
         thread::scope(|scope| {
             let sender = scope.spawn(|| block_on(LocalSet::new().run_until(self.send(per_second, &stop))));
-            let stopped = StopOnDrop(&stop);
-            during();
-            drop(stopped);
+            stop_after(&stop, during);
             Report(sender.join().unwrap())
         })
     }
@@ -115,7 +104,7 @@ impl Load {
             let (address, request, idle) = (self.address, Rc::clone(&request), Rc::clone(&idle));
             requests.push(tokio::task::spawn_local(async move {
                 let fate = tokio::time::timeout(LIMIT, exchange(address, &request, &idle)).await;
-                Sample { time: due.elapsed(), fate: fate.unwrap_or(Fate::Lost) }
+                Sample { due: due.into(), time: due.elapsed(), fate: fate.unwrap_or(Fate::Lost) }
             }));
         }
         let mut samples = Vec::new();
@@ -153,47 +142,9 @@ async fn exchange(address: SocketAddr, request: &[u8], idle: &RefCell<Vec<TcpStr
     }
 }
 
-/// All that was sent.
-pub struct Report(pub Vec<Sample>);
-
-impl Report {
-    pub fn answers(&self) -> impl Iterator<Item = &Response> {
-        self.0.iter().filter_map(|sample| match &sample.fate {
-            Fate::Answered(answer) => Some(answer),
-            _ => None,
-        })
-    }
-
-    pub fn with_status(&self, status: u16) -> usize {
-        self.answers().filter(|answer| answer.status == status).count()
-    }
-
-    pub fn refused(&self) -> usize {
-        self.0.iter().filter(|sample| matches!(sample.fate, Fate::Refused)).count()
-    }
-
-    pub fn lost(&self) -> usize {
-        self.0.iter().filter(|sample| matches!(sample.fate, Fate::Lost)).count()
-    }
-
-    pub fn slowest(&self) -> Duration {
-        self.0.iter().map(|sample| sample.time).max().unwrap()
-    }
-
-    /// The time that 99 % of the answers with `status` stayed below.
-    pub fn p99(&self, status: u16) -> Duration {
-        let has_status = |sample: &&Sample| matches!(&sample.fate, Fate::Answered(a) if a.status == status);
-        let mut times: Vec<_> = self.0.iter().filter(has_status).map(|sample| sample.time).collect();
-        times.sort_unstable();
-        times[times.len() * 99 / 100]
-    }
-}
-
 /// Ends the load also when an assertion fails.
-struct StopOnDrop<'a>(&'a AtomicBool);
-
-impl Drop for StopOnDrop<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
+fn stop_after(stop: &AtomicBool, during: impl FnOnce()) {
+    let result = catch_unwind(AssertUnwindSafe(during));
+    stop.store(true, Ordering::Relaxed);
+    result.unwrap_or_else(|panic| resume_unwind(panic));
 }

@@ -6,6 +6,7 @@ pub mod app;
 pub mod http;
 pub mod load;
 pub mod proxy;
+pub mod report;
 pub mod servers;
 pub mod setup;
 

@@ -10,6 +10,7 @@ use super::eventually;
 use super::servers::{self, Server};
 
 /// How to start a service.
+#[derive(Clone)]
 pub struct Setup {
     program: String,
     settings: BTreeMap<String, String>,
@@ -65,6 +66,11 @@ impl Setup {
         self
     }
 
+    pub fn unset(mut self, name: &str) -> Self {
+        self.settings.remove(&format!("APP__{name}"));
+        self
+    }
+
     /// Allows it so many open files and sockets.
     pub fn with_descriptors(mut self, count: u32) -> Self {
         self.descriptors = Some(count);
@@ -108,6 +114,11 @@ impl Setup {
     /// Migrates, starts and waits until the service is ready.
     pub fn start(self) -> App {
         self.migrate();
+        self.start_migrated()
+    }
+
+    /// Starts and waits until the service is ready.
+    pub fn start_migrated(self) -> App {
         let app = self.start_unready();
         eventually(Duration::from_secs(10), "ready", || {
             app.ready().is_some_and(|answer| answer.status == 200).then_some(())

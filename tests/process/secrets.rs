@@ -1,0 +1,102 @@
+//! Secrets: any text works as one (G11), and none gets out (G10).
+
+use std::cell::Cell;
+use std::fs;
+use std::time::Duration;
+
+use proptest::prelude::*;
+use proptest::test_runner::{Config, TestRunner};
+use rustix::process::Signal;
+
+use crate::support::servers::{self, PASSWORD};
+use crate::support::setup::Setup;
+
+#[test]
+fn whatever_the_password_the_login_works_by_variable_by_file_and_by_url() {
+    let setup = Setup::shared();
+    let role = format!("{}_role", setup.database());
+    let admin = |statement: &str| servers::postgres().sql("app", statement);
+    admin(&format!("drop role if exists {role}; create role {role} superuser login"));
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let mut runner = TestRunner::new(Config { cases: 15, failure_persistence: None, ..Config::default() });
+    let logins = Cell::new(0);
+
+    let unusual =
+        ["98765432", "007", "true", "[a,b]", "\"quoted\"", " pad ", "-1"].map(str::to_owned).to_vec();
+    let any = prop_oneof![prop::sample::select(unusual), "[ -~]{1,40}"];
+    let result = runner.run(&any, |password| {
+        admin(&format!("alter role {role} password '{}'", password.replace('\'', "''")));
+        fs::write(file.path(), format!("{password}\n")).unwrap();
+        let encoded: String = url::form_urlencoded::byte_serialize(password.as_bytes()).collect();
+        let url = format!(
+            "postgres://{role}:{}@127.0.0.1:{}/{}",
+            encoded.replace('+', "%20"),
+            servers::postgres().port,
+            setup.database()
+        );
+        let setup = || setup.clone().set("DATABASE__USER", &role).unset("DATABASE__PASSWORD_FILE");
+        for setup in [
+            setup().set("DATABASE__PASSWORD", &password),
+            setup().set("DATABASE__PASSWORD_FILE", file.path().display()),
+            setup().set("DATABASE__URL", &url),
+        ] {
+            let output = setup.command(&["migrate"]).output().unwrap();
+            prop_assert!(
+                output.status.success(),
+                "{password:?}: {}",
+                String::from_utf8_lossy(&output.stdout)
+            );
+            logins.set(logins.get() + 1);
+        }
+        Ok(())
+    });
+
+    println!("{} logins with random passwords", logins.get());
+    result.unwrap();
+}
+
+/// The secret in the forms in which it might slip out.
+fn assert_no_canary(text: &str) {
+    let encoded: String = url::form_urlencoded::byte_serialize(PASSWORD.as_bytes()).collect();
+    for form in [PASSWORD, &encoded, &PASSWORD.escape_debug().to_string(), "c4nary"] {
+        assert!(!text.contains(form), "{form} is in {text}");
+    }
+}
+
+#[test]
+fn no_secret_is_in_any_output() {
+    let url = format!(
+        "postgres://app:{}@127.0.0.1:{}/app",
+        url::form_urlencoded::byte_serialize(PASSWORD.as_bytes()).collect::<String>(),
+        servers::postgres().port
+    );
+    // Everything that is logged, a run with failing logins, panics, and all that is answered.
+    let faulty = Setup::shared().faulty().set("LOG__LEVEL", "trace").set("DATABASE__URL", &url).start();
+    for path in
+        ["/panic", "/panic/c4nary-in-a-panic", "/panic-in-task", "/health/ready", "/metrics", "/nowhere"]
+    {
+        let answer = faulty.get(path);
+        assert!(!answer.body.contains("c4nary"), "{answer:?}");
+    }
+    let refused = Setup::shared()
+        .set("LOG__LEVEL", "trace")
+        .set("DATABASE__USER", "nobody")
+        .set("REDIS__USER", "nobody")
+        .start_unready();
+    refused.logged("the refused login", |line| line["error"] == "authentication");
+    let answer = refused.get("/health/ready");
+    assert_eq!(answer.status, 503);
+    assert!(answer.body.contains("authentication"), "{answer:?}");
+
+    for mut app in [faulty, refused] {
+        app.signal(Signal::TERM);
+        app.wait(Duration::from_secs(20));
+        // The access log has the path that the client sent; everything else must not.
+        let lines: Vec<_> = app.lines().into_iter().filter(|line| !line.contains("/panic/c4nary")).collect();
+        assert!(lines.len() > 5, "{lines:?}");
+        assert_no_canary(&lines.join("\n"));
+        assert_no_canary(&app.errors());
+    }
+    let shown = Setup::shared().command(&["config", "show"]).output().unwrap();
+    assert_no_canary(&String::from_utf8(shown.stdout).unwrap());
+}

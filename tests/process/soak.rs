@@ -1,0 +1,128 @@
+//! `make soak` (G44): ten minutes of mixed faults under load, after which nothing has grown.
+
+use std::time::{Duration, Instant};
+
+use crate::abuse::busy;
+use crate::dependencies::{add_link, ready_becomes};
+use crate::support::app::App;
+use crate::support::load::Load;
+use crate::support::proxy::{Fault, Proxy};
+use crate::support::servers::Server;
+use crate::support::setup::Setup;
+use crate::support::{eventually, repeatedly};
+
+/// What must not grow.
+#[derive(Clone, Copy, Debug)]
+struct Size {
+    resident_kib: u64,
+    descriptors: usize,
+    threads: usize,
+    series: usize,
+}
+
+impl Size {
+    /// In a calm moment, when what the faults left behind is gone.
+    fn of(app: &App) -> Self {
+        let count =
+            |folder: &str| std::fs::read_dir(format!("/proc/{}/{folder}", app.pid())).unwrap().count();
+        let text = app.get("/metrics").body;
+        let series = text.lines().filter(|line| !line.starts_with('#')).count();
+        Self { resident_kib: app.resident_kib(), descriptors: count("fd"), threads: count("task"), series }
+    }
+}
+
+/// One round of faults.
+fn round(number: usize, app: &App, postgres: &Server, redis: &Server, way: &Proxy) {
+    let pause = || repeatedly(Duration::from_secs(1), || {});
+    match number % 8 {
+        0 => redis.command("kill"),
+        1 => postgres.command("pause"),
+        2 => way.cut(),
+        3 => way.set(Fault::BlackHole),
+        4 => way.set(Fault::Delay(Duration::from_millis(20))),
+        5 => {
+            let terminate =
+                "select pg_terminate_backend(pid)::text from pg_stat_activity where pid <> pg_backend_pid()";
+            postgres.sql(&app.database, terminate);
+        }
+        6 => {
+            // Clients that connect and say nothing, begin and stop, or leave.
+            let _silent: Vec<_> = (0..50).map(|_| app.client()).collect();
+            let mut half: Vec<_> = (0..50).map(|_| app.client()).collect();
+            for client in &mut half {
+                client.write(b"POST /v1/links HTTP/1.1\r\nhost: a\r\ncontent-length: 100\r\n\r\n{").unwrap();
+            }
+            let _leaving: Vec<_> = (0..50).map(|_| busy(app, "/v1/links?limit=100")).collect();
+            pause();
+        }
+        _ => {
+            for path in 0..500 {
+                app.get(&format!("/nowhere/{path}"));
+            }
+        }
+    }
+    pause();
+    way.set(Fault::None);
+    match number % 8 {
+        0 => redis.command("start"),
+        1 => postgres.command("resume"),
+        _ => {}
+    }
+}
+
+#[test]
+#[ignore = "ten minutes: make soak"]
+fn ten_minutes_of_faults_leave_nothing_behind() {
+    const TIME: Duration = Duration::from_secs(600);
+    let (postgres, redis) = (Server::start("postgres", "soak"), Server::start("redis", "soak"));
+    let way = Proxy::to(postgres.port);
+    let setup = Setup::on(&postgres, &redis).set("DATABASE__PORT", way.port);
+    let mut app = setup.set("DATABASE__SESSION_LIFETIME", "30s").start();
+    add_link(&postgres, &app, "hot");
+    let (start, mut sizes, mut rounds) = (Instant::now(), Vec::new(), 0);
+
+    let mut cached = None;
+    let report = Load::get(app.address, "/v1/links").open(100, || {
+        cached = Some(Load::get(app.address, "/r/hot").open(200, || {
+            while start.elapsed() < TIME {
+                (0..8).for_each(|number| round(number, &app, &postgres, &redis, &way));
+                rounds += 1;
+                ready_becomes(&app, 200, "ready");
+                eventually(Duration::from_secs(30), "the end of the faults' connections", || {
+                    (app.metric("http_connections_open") < 100.0).then_some(())
+                });
+                sizes.push(Size::of(&app));
+            }
+        }));
+    });
+
+    let cached = cached.unwrap();
+    println!(
+        "{rounds} rounds of 8 faults in {:?}: {} requests to PostgreSQL ({} answered 200, {} 503), {} cached ({} \
+         answered 307); {} lost",
+        start.elapsed(),
+        report.0.len(),
+        report.with_status(200),
+        report.with_status(503),
+        cached.0.len(),
+        cached.with_status(307),
+        report.lost() + cached.lost(),
+    );
+    let quarter = sizes.len() / 4;
+    let median = |sizes: &[Size]| {
+        let mut sizes = sizes.to_vec();
+        sizes.sort_unstable_by_key(|size| size.resident_kib);
+        sizes[sizes.len() / 2]
+    };
+    // The first quarter fills caches and opens what is kept open.
+    let (early, late) = (median(&sizes[quarter..2 * quarter]), median(&sizes[3 * quarter..]));
+    println!("second quarter {early:?}, last quarter {late:?}");
+    assert!(app.is_running());
+    assert_eq!(report.lost() + cached.lost(), 0);
+    assert_eq!(report.with_status(200) + report.with_status(503), report.0.len());
+    assert_eq!(cached.with_status(307), cached.0.len());
+    assert!(late.resident_kib < early.resident_kib + early.resident_kib / 10, "{early:?} {late:?}");
+    assert!(late.descriptors <= early.descriptors + 10, "{early:?} {late:?}");
+    assert!(late.threads <= early.threads + 2, "{early:?} {late:?}");
+    assert_eq!(late.series, early.series);
+}

@@ -1,0 +1,228 @@
+//! The measurements of `docs/guarantees.md` on a service that is written as the guides of its crates show
+//! (`tests/stock`): `make guarantees` runs them, and nothing is asserted but that the measurement took place.
+
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+
+use crate::abuse::busy;
+use crate::dependencies::{Loss, add_link};
+use crate::overload::overload;
+use crate::shutdown::{sent, terminate};
+use crate::support::app::App;
+use crate::support::load::Load;
+use crate::support::proxy::Proxy;
+use crate::support::repeatedly;
+use crate::support::servers::{self, Server};
+use crate::support::setup::Setup;
+
+/// Longer than any time of the service's own.
+const PATIENCE: Duration = Duration::from_secs(12);
+
+fn start() -> App {
+    Setup::shared().stock().start()
+}
+
+/// Whether `check` comes true within `PATIENCE`, and when.
+fn in_time(mut check: impl FnMut() -> bool) -> String {
+    let start = Instant::now();
+    while start.elapsed() < PATIENCE {
+        if check() {
+            return format!("after {:?}", start.elapsed());
+        }
+        std::thread::park_timeout(Duration::from_millis(10));
+    }
+    format!("not within {PATIENCE:?}")
+}
+
+#[test]
+#[ignore = "a comparison: make guarantees"]
+fn g1_terminations() {
+    terminate(12, start).print();
+}
+
+#[test]
+#[ignore = "a comparison: make guarantees"]
+fn g2_states_of_clients_at_shutdown() {
+    let states: [(&str, &[u8]); 5] = [
+        ("connected, nothing sent", b""),
+        ("part of a request line", b"GET /heal"),
+        ("part of a head", b"GET / HTTP/1.1\r\nhost: a\r\n"),
+        ("half a body", b"POST /echo HTTP/1.1\r\nhost: a\r\ncontent-length: 9\r\n\r\nhalf"),
+        ("not reading a large response", b"GET /large HTTP/1.1\r\nhost: a\r\n\r\n"),
+    ];
+    for (name, bytes) in states {
+        let mut app = start();
+        let _client = sent(&app, bytes);
+        app.get("/health/live");
+        app.terminate();
+        println!("{name}: exit {}", in_time(|| !app.is_running()));
+        app.signal(Signal::KILL);
+    }
+}
+
+#[test]
+#[ignore = "a comparison: make guarantees"]
+fn g4_cancelled_transactions() {
+    let app = start();
+    let postgres = servers::postgres();
+    postgres.sql(&app.database, "create table rows (id bigint generated always as identity)");
+    let mut random = 1_u64;
+    for _ in 0..200 {
+        random = random.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        let client = sent(&app, b"POST /naive/3 HTTP/1.1\r\nhost: a\r\n\r\n");
+        let leaves = Instant::now() + Duration::from_micros(random >> 50);
+        while Instant::now() < leaves {
+            std::hint::spin_loop();
+        }
+        drop(client);
+    }
+    repeatedly(Duration::from_secs(1), || {});
+    let count =
+        || -> usize { postgres.sql(&app.database, "select count(*)::text from rows")[0].parse().unwrap() };
+    let before = count();
+    let answered =
+        (0..50).filter(|_| app.client().request("POST", "/naive/0", &[], "").status == 200).count();
+    println!(
+        "50 writes after 200 cancelled ones: {answered} answered 200, {} of them are there",
+        count() - before
+    );
+}
+
+fn outage(kind: &str, loss: Loss, path: &str, status: u16) {
+    let server = Server::start(kind, &format!("stock-{kind}"));
+    let proxy = Proxy::to(server.port);
+    let setup = match kind {
+        "redis" => Setup::on(servers::postgres(), &server).set("REDIS__PORT", proxy.port),
+        _ => Setup::on(&server, servers::redis()).set("DATABASE__PORT", proxy.port),
+    };
+    let app = setup.stock().start();
+    add_link(if kind == "redis" { servers::postgres() } else { &server }, &app, "hot");
+    let mut back = String::new();
+    let report = Load::get(app.address, path).closed(4, || {
+        repeatedly(Duration::from_millis(500), || {});
+        loss.begin(&server, &proxy);
+        repeatedly(Duration::from_secs(6), || {});
+        loss.end(&server, &proxy);
+        back = in_time(|| {
+            let mut client = app.client();
+            client.stream.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+            client.try_request("GET", path, &[], "").is_some_and(|answer| answer.status == status)
+        });
+    });
+    println!(
+        "{kind} {loss:?}: {} requests, {} failed, slowest {:?}; answering {back} its return",
+        report.0.len(),
+        report.0.len() - report.with_status(status),
+        report.slowest(),
+    );
+}
+
+#[test]
+#[ignore = "a comparison: make guarantees"]
+fn g5_without_redis() {
+    for loss in [Loss::Killed, Loss::Frozen] {
+        outage("redis", loss, "/r/hot", 307);
+    }
+}
+
+#[test]
+#[ignore = "a comparison: make guarantees"]
+fn g6_without_postgres() {
+    for loss in [Loss::Killed, Loss::BlackHole] {
+        outage("postgres", loss, "/v1/links", 200);
+    }
+}
+
+#[test]
+#[ignore = "a comparison: make guarantees"]
+fn g7_readiness_of_a_busy_pool() {
+    let app = start();
+    servers::postgres().sql(&app.database, "create table rows (id bigint)");
+    let _holders: Vec<_> =
+        (0..10).map(|_| sent(&app, b"POST /naive/4500 HTTP/1.1\r\nhost: a\r\n\r\n")).collect();
+    repeatedly(Duration::from_millis(500), || {});
+    let start = Instant::now();
+    let mut client = app.client();
+    client.stream.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+    let answer = client.try_request("GET", "/health/ready", &[], "");
+    println!("a probe of a second: {:?} after {:?}", answer.map(|answer| answer.status), start.elapsed());
+}
+
+#[test]
+#[ignore = "a comparison: make guarantees"]
+fn g9_slow_clients() {
+    let app = start();
+    let before = app.resident_kib();
+    let head = format!("GET / HTTP/1.1\r\nhost: a\r\nx: {}", "y".repeat(400_000));
+    let clients: Vec<_> = (0..300).map(|_| sent(&app, head.as_bytes())).collect();
+    repeatedly(Duration::from_secs(1), || {});
+    let open =
+        |clients: &[crate::support::http::Client]| clients.iter().filter(|client| is_open(client)).count();
+    println!(
+        "300 unfinished heads of 400 KB: {} KiB more memory, {} open",
+        app.resident_kib() - before,
+        open(&clients)
+    );
+    let shapes = [b"".as_slice(), b"GET / HT", b"GET / HTTP/1.1\r\nhost: a\r\n"];
+    let clients: Vec<_> = shapes.iter().map(|bytes| sent(&app, bytes)).collect();
+    println!("three slow clients: cut {}", in_time(|| open(&clients) == 0));
+}
+
+fn is_open(client: &crate::support::http::Client) -> bool {
+    client.stream.set_nonblocking(true).unwrap();
+    let peeked = client.stream.peek(&mut [0]);
+    peeked.is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock)
+}
+
+#[test]
+#[ignore = "a comparison: make guarantees"]
+fn g13_overload() {
+    overload(&start()).print();
+}
+
+#[test]
+#[ignore = "a comparison: make guarantees"]
+fn g21_panic() {
+    let app = start();
+    let answer = app.client().try_request("GET", "/panic", &[], "");
+    println!("a panic: {:?}", answer.map(|answer| answer.status));
+}
+
+#[test]
+#[ignore = "a comparison: make guarantees"]
+fn g22_second_signal() {
+    let mut app = start();
+    let _client = busy(&app, "/sleep/3000");
+    app.get("/health/live");
+    app.terminate();
+    app.terminate();
+    println!("two signals: exit {}", in_time(|| !app.is_running()));
+}
+
+#[test]
+#[ignore = "a comparison: make guarantees"]
+fn g25_descriptors() {
+    let app = Setup::shared().stock().with_descriptors(64).start();
+    let _clients: Vec<_> = (0..200).map(|_| TcpStream::connect(app.address).unwrap()).collect();
+    let live = in_time(|| {
+        let mut client = app.client();
+        client.stream.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+        client.try_request("GET", "/health/live", &[], "").is_some()
+    });
+    println!("200 clients, 64 descriptors: a probe is answered {live}");
+}
+
+#[test]
+#[ignore = "a comparison: make guarantees"]
+fn g28_half_bodies_slow_readers_and_slow_handlers() {
+    let app = start();
+    let clients = [
+        ("half a body", sent(&app, b"POST /echo HTTP/1.1\r\nhost: a\r\ncontent-length: 9\r\n\r\nhalf")),
+        ("a slow handler", busy(&app, "/sleep/60000")),
+    ];
+    for (name, client) in &clients {
+        println!("{name}: ended {}", in_time(|| !is_open(client)));
+    }
+}
