@@ -10,7 +10,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sqlx::Connection;
 
-use super::model::{CreateLink, Cursor, Link, Slug, Target, UpdateLink};
+use super::etag::{Versions, etag, is_held};
+use super::model::{CreateLink, Cursor, IdempotencyKey, Link, Slug, Target, UpdateLink};
 use super::store;
 use crate::cache::Cache;
 use crate::error::Error;
@@ -19,7 +20,6 @@ use crate::postgres::Database;
 use crate::shutdown::Tasks;
 
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
-const MAX_KEY_BYTES: usize = 255;
 const DEFAULT_LIMIT: u16 = 20;
 const MAX_LIMIT: u16 = 100;
 /// Random slugs collide about never; more in a row means that something else is wrong.
@@ -33,7 +33,8 @@ pub async fn create(
     Json(body): Json<CreateLink>,
 ) -> Result<Response, Error> {
     let (slug, target) = body.validate().map_err(Error::Invalid)?;
-    let key = idempotency_key(&headers)?.map(ToOwned::to_owned);
+    let key = extract::header(&headers, &IDEMPOTENCY_KEY)?;
+    let key: Option<IdempotencyKey> = key.map(str::parse).transpose()?;
     let request = json!({"slug": slug.as_ref().map(Slug::as_str), "url": target.as_str()});
 
     let link = tasks
@@ -92,17 +93,6 @@ fn replay(answer: Option<(Value, Option<Value>)>, request: &Value) -> Result<Lin
     }
 }
 
-fn idempotency_key(headers: &HeaderMap) -> Result<Option<&str>, Error> {
-    let key = extract::header(headers, &IDEMPOTENCY_KEY)?;
-    match key {
-        Some(key) if !(1..=MAX_KEY_BYTES).contains(&key.len()) => {
-            let detail = format!("must have 1 to {MAX_KEY_BYTES} characters");
-            Err(Error::invalid("Idempotency-Key", detail))
-        }
-        key => Ok(key),
-    }
-}
-
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Page {
@@ -136,10 +126,9 @@ pub async fn get(
     let mut connection = database.acquire().await?;
     let link = store::find(&mut connection, &slug).await?.ok_or(Error::NotFound)?;
 
-    let etag = etag(link.version);
-    let held = extract::list(&headers, &header::IF_NONE_MATCH)?.unwrap_or_default();
-    if held.split(',').any(|tag| tag.trim().trim_start_matches("W/") == etag || tag.trim() == "*") {
-        return Ok((StatusCode::NOT_MODIFIED, [(header::ETAG, etag)]).into_response());
+    let tags = extract::list(&headers, &header::IF_NONE_MATCH)?.unwrap_or_default();
+    if is_held(&tags, link.version) {
+        return Ok((StatusCode::NOT_MODIFIED, [(header::ETAG, etag(link.version))]).into_response());
     }
     Ok(tagged(link).into_response())
 }
@@ -262,34 +251,7 @@ fn tagged(link: Link) -> impl IntoResponse {
     ([(header::ETAG, etag(link.version))], axum::Json(link))
 }
 
-fn etag(version: i32) -> String {
-    format!("\"{version}\"")
-}
-
-/// The versions that an If-Match header names.
-enum Versions {
-    Any,
-    Listed(Vec<i32>),
-}
-
-impl Versions {
-    fn list(&self) -> Option<&[i32]> {
-        match self {
-            Self::Any => None,
-            Self::Listed(versions) => Some(versions),
-        }
-    }
-}
-
-/// RFC 9110 13.1.1: a list of tags or `*`; weak tags and those that we never gave match nothing.
 fn if_match(headers: &HeaderMap) -> Result<Option<Versions>, Error> {
-    let Some(tags) = extract::list(headers, &header::IF_MATCH)? else { return Ok(None) };
-    if tags.trim() == "*" {
-        return Ok(Some(Versions::Any));
-    }
-    let version = |tag: &str| {
-        let version = tag.trim().trim_matches('"').parse().ok()?;
-        (etag(version) == tag.trim()).then_some(version)
-    };
-    Ok(Some(Versions::Listed(tags.split(',').filter_map(version).collect())))
+    let tags = extract::list(headers, &header::IF_MATCH)?;
+    Ok(tags.map(|tags| Versions::read(&tags)))
 }

@@ -3,8 +3,9 @@
 //! It shows each pattern once: create with an idempotency key, keyset pagination, conditional requests with
 //! ETags, a transaction that survives its client, and a read path through the cache.
 
+pub mod etag;
 mod handlers;
-mod model;
+pub mod model;
 mod store;
 
 use axum::Router;

@@ -12,6 +12,7 @@ use crate::error::FieldError;
 
 const MAX_URL_BYTES: usize = 2048;
 const MAX_SLUG_BYTES: usize = 64;
+const MAX_KEY_BYTES: usize = 255;
 
 /// A link as it is told to clients.
 #[derive(Debug, Deserialize, PartialEq, Serialize)]
@@ -123,6 +124,29 @@ impl FromStr for Target {
     }
 }
 
+/// What a client calls one creation, so that it can send it again: 1 to 255 characters of its choice.
+#[derive(Clone, Debug, PartialEq)]
+pub struct IdempotencyKey(String);
+
+impl IdempotencyKey {
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for IdempotencyKey {
+    type Err = FieldError;
+
+    fn from_str(text: &str) -> Result<Self, FieldError> {
+        if (1..=MAX_KEY_BYTES).contains(&text.len()) {
+            Ok(Self(text.to_owned()))
+        } else {
+            let detail = format!("must have 1 to {MAX_KEY_BYTES} characters");
+            Err(FieldError { field: "Idempotency-Key", detail })
+        }
+    }
+}
+
 /// Where the next page begins: after the link with this id. Clients pass it back and read nothing into it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Cursor(pub i64);
@@ -162,6 +186,13 @@ mod tests {
             if let Ok(target) = format!("https://example.com/{rest}").parse::<Target>() {
                 prop_assert!(target.as_str().bytes().all(|byte| (0x21..=0x7e).contains(&byte)));
             }
+        }
+
+        #[test]
+        fn an_idempotency_key_is_kept_as_it_is(text in "[!-~]{0,3}|[!-~]{253,257}") {
+            let key = text.parse::<IdempotencyKey>().ok().map(|key| key.0);
+            let valid = !text.is_empty() && text.len() <= 255;
+            prop_assert_eq!(key, valid.then_some(text));
         }
 
         #[test]

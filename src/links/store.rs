@@ -3,7 +3,7 @@
 use serde_json::Value;
 use sqlx::{PgConnection, query, query_as, query_scalar};
 
-use super::model::{Cursor, Link, Slug, Target};
+use super::model::{Cursor, IdempotencyKey, Link, Slug, Target};
 
 /// Adds a link; `None` when the slug is taken.
 pub async fn insert(
@@ -102,7 +102,11 @@ pub async fn delete(
 ///
 /// A second request with the same key waits here until the first one has committed. On the way, a few expired
 /// keys are removed, which keeps the table as small as a day's use.
-pub async fn claim_key(connection: &mut PgConnection, key: &str, request: &Value) -> sqlx::Result<bool> {
+pub async fn claim_key(
+    connection: &mut PgConnection,
+    key: &IdempotencyKey,
+    request: &Value,
+) -> sqlx::Result<bool> {
     query!(
         "delete from idempotency_keys where key in (
              select key from idempotency_keys where created_at < now() - interval '1 day'
@@ -112,7 +116,7 @@ pub async fn claim_key(connection: &mut PgConnection, key: &str, request: &Value
     .await?;
     let result = query!(
         "insert into idempotency_keys (key, request) values ($1, $2) on conflict (key) do nothing",
-        key,
+        key.as_str(),
         request,
     )
     .execute(connection)
@@ -123,16 +127,20 @@ pub async fn claim_key(connection: &mut PgConnection, key: &str, request: &Value
 /// What was asked and answered under `key`.
 pub async fn find_answer(
     connection: &mut PgConnection,
-    key: &str,
+    key: &IdempotencyKey,
 ) -> sqlx::Result<Option<(Value, Option<Value>)>> {
-    let row = query!("select request, response from idempotency_keys where key = $1", key)
+    let row = query!("select request, response from idempotency_keys where key = $1", key.as_str())
         .fetch_optional(connection)
         .await?;
     Ok(row.map(|row| (row.request, row.response)))
 }
 
-pub async fn save_answer(connection: &mut PgConnection, key: &str, response: &Value) -> sqlx::Result<()> {
-    query_scalar!("update idempotency_keys set response = $2 where key = $1", key, response)
+pub async fn save_answer(
+    connection: &mut PgConnection,
+    key: &IdempotencyKey,
+    response: &Value,
+) -> sqlx::Result<()> {
+    query_scalar!("update idempotency_keys set response = $2 where key = $1", key.as_str(), response)
         .execute(connection)
         .await?;
     Ok(())

@@ -2,7 +2,7 @@
 
 use app::config::Config;
 use app::secret::ExposeSecret;
-use app::settings::Settings;
+use app::settings::{KEYS, Settings, variable};
 use proptest::prelude::*;
 
 fn load(variables: &[(&str, &str)]) -> Result<Config, Vec<String>> {
@@ -69,6 +69,22 @@ proptest! {
     fn any_text_of_a_plain_setting_arrives_unchanged(value in "[^\\x00]{1,200}") {
         let mut settings = read(&[("APP__DATABASE__USER", &value)]);
         prop_assert_eq!(settings.get::<String>("database.user"), value);
+    }
+
+    #[test]
+    fn whatever_is_set_no_problem_repeats_it_and_no_secret_is_shown(
+        key in prop::sample::select(KEYS.keys().collect::<Vec<_>>()),
+        start in "|postgres://u:|postgres://h/d\\?|redis://|[^\\x00]{1,20}",
+        end in "|@localhost/d|=x|[^\\x00]{1,20}",
+    ) {
+        let value = format!("{start}s3cr3t{end}");
+        let variables = [(variable(key), value)];
+        let variables = variables.each_ref().map(|(name, value)| (name.as_str(), value.as_str()));
+
+        let problems = load(&variables).err().unwrap_or_default();
+        prop_assert!(!problems.concat().contains("s3cr3t"), "{problems:?}");
+        let secret = key.ends_with("url") || key.ends_with("password");
+        prop_assert!(!secret || !read(&variables).show().contains("s3cr3t"));
     }
 }
 
