@@ -31,7 +31,7 @@ guarantees: ## Measure every guarantee, in a release build, and a stock service 
 	@scripts/guarantees
 
 soak: ## Ten minutes of mixed faults under load
-	cargo test --release --locked --test process -- --ignored --show-output soak
+	@scripts/guarantees soak
 
 sabotage: ## Break each guarantee and see its test turn red; half an hour
 	@scripts/sabotage

@@ -38,6 +38,20 @@ pub struct RedisAddress {
     pub tls: bool,
 }
 
+/// Who we are there: what can change while the service runs.
+#[derive(Clone, Debug)]
+pub struct Credentials {
+    pub user: Option<String>,
+    pub password: Option<SecretString>,
+}
+
+impl PartialEq for Credentials {
+    fn eq(&self, other: &Self) -> bool {
+        let passwords = [self, other].map(|c| c.password.as_ref().map(ExposeSecret::expose_secret));
+        self.user == other.user && passwords[0] == passwords[1]
+    }
+}
+
 impl PostgresAddress {
     /// Reads the address; `None` when a problem was noted instead.
     pub fn read(s: &mut Settings) -> Option<Self> {
@@ -60,10 +74,14 @@ impl PostgresAddress {
         })
     }
 
-    /// Whether both log in as the same user with the same password at the same place.
-    pub fn has_login_of(&self, other: &Self) -> bool {
-        let place = |a: &Self| (a.host.clone(), a.port, a.name.clone());
-        place(self) == place(other) && self.user == other.user && same(&self.password, &other.password)
+    /// Where it is and how to get there: what cannot change while the service runs.
+    pub fn place(&self) -> String {
+        let Self { host, port, name, ssl_mode, ssl_root_cert, .. } = self;
+        format!("{host} {port} {name} {ssl_mode:?} {ssl_root_cert:?}")
+    }
+
+    pub fn credentials(&self) -> Credentials {
+        Credentials { user: Some(self.user.clone()), password: self.password.clone() }
     }
 }
 
@@ -86,15 +104,15 @@ impl RedisAddress {
         })
     }
 
-    /// Whether both log in as the same user with the same password at the same place.
-    pub fn has_login_of(&self, other: &Self) -> bool {
-        let place = |a: &Self| (a.host.clone(), a.port, a.db, a.tls);
-        place(self) == place(other) && self.user == other.user && same(&self.password, &other.password)
+    /// Where it is and how to get there: what cannot change while the service runs.
+    pub fn place(&self) -> String {
+        let Self { host, port, db, tls, .. } = self;
+        format!("{host} {port} {db} {tls}")
     }
-}
 
-fn same(one: &Option<SecretString>, other: &Option<SecretString>) -> bool {
-    one.as_ref().map(ExposeSecret::expose_secret) == other.as_ref().map(ExposeSecret::expose_secret)
+    pub fn credentials(&self) -> Credentials {
+        Credentials { user: self.user.clone(), password: self.password.clone() }
+    }
 }
 
 #[derive(Default)]

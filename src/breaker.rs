@@ -3,9 +3,11 @@
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+/// Failures in a row that open the breaker.
+const FAILURES: u32 = 5;
+
 /// Opens after failures in a row, and then admits one operation per pause until one succeeds.
 pub struct Breaker {
-    limit: u32,
     start: Instant,
     pause: Duration,
     failures: AtomicU32,
@@ -14,13 +16,12 @@ pub struct Breaker {
 }
 
 impl Breaker {
-    /// Opens at the `limit`th failure in a row.
-    pub fn new(limit: u32, pause: Duration) -> Self {
-        Self { limit, start: Instant::now(), pause, failures: AtomicU32::new(0), next_try: AtomicU64::new(0) }
+    pub fn new(pause: Duration) -> Self {
+        Self { start: Instant::now(), pause, failures: AtomicU32::new(0), next_try: AtomicU64::new(0) }
     }
 
     pub fn is_open(&self) -> bool {
-        self.failures.load(Ordering::Relaxed) >= self.limit
+        self.failures.load(Ordering::Relaxed) >= FAILURES
     }
 
     /// Whether an operation may be tried now; its result is to be recorded.
@@ -41,7 +42,7 @@ impl Breaker {
     pub fn record(&self, success: bool) {
         if success {
             self.failures.store(0, Ordering::Relaxed);
-        } else if self.failures.fetch_add(1, Ordering::Relaxed) + 1 == self.limit {
+        } else if self.failures.fetch_add(1, Ordering::Relaxed) + 1 == FAILURES {
             self.next_try.store(self.later(), Ordering::Relaxed);
         }
     }
@@ -57,8 +58,8 @@ mod tests {
 
     #[test]
     fn an_open_breaker_admits_one_operation_per_pause() {
-        let breaker = Breaker::new(5, Duration::from_millis(50));
-        for _ in 0..5 {
+        let breaker = Breaker::new(Duration::from_millis(50));
+        for _ in 0..FAILURES {
             assert!(breaker.admits());
             breaker.record(false);
         }

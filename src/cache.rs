@@ -11,32 +11,26 @@
 //! until then, at most [`MAX_TTL`] after it was read.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant, SystemTime};
 
-use redis::aio::{ConnectionManager, ConnectionManagerConfig, MultiplexedConnection};
-use redis::io::tcp::TcpSettings;
-use redis::{
-    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, FromRedisValue, IntoConnectionInfo, RedisError,
-};
-use secrecy::ExposeSecret;
+use redis::aio::MultiplexedConnection;
+use redis::{Cmd, FromRedisValue, RedisError};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tokio::sync::Notify;
 
-use crate::address::RedisAddress;
+use crate::address::{Credentials, RedisAddress};
 use crate::breaker::Breaker;
 use crate::config;
 use crate::context;
 use crate::metrics::Metrics;
+use crate::redis_client::{RedisClient, error_class};
 
 /// Longest life of a value, and so of a stale one in the worst case.
 pub const MAX_TTL: Duration = Duration::from_secs(60);
-/// Failures in a row after which Redis is left alone.
-const FAILURES: u32 = 5;
 /// No JSON value is empty.
 const TOMBSTONE: &[u8] = b"";
-/// Longest login in the background, where nobody waits for it.
-const LOGIN_LIMIT: Duration = Duration::from_secs(2);
 /// Between two tries to place a tombstone.
 const RETRY_PAUSE: Duration = Duration::from_millis(250);
 
@@ -45,7 +39,9 @@ const RETRY_PAUSE: Duration = Duration::from_millis(250);
 pub struct Cache(Arc<Inner>);
 
 struct Inner {
-    connected: RwLock<Connected>,
+    address: RedisAddress,
+    client: RwLock<RedisClient>,
+    refused: Notify,
     prefix: String,
     operation_timeout: Duration,
     tombstone_ttl: Duration,
@@ -53,28 +49,6 @@ struct Inner {
     /// Keys whose tombstone is not in Redis yet, and when it is needed no more.
     unplaced: Mutex<HashMap<String, Instant>>,
     metrics: Arc<Metrics>,
-}
-
-/// How connections are made, and the one that is in use.
-struct Connected {
-    client: Client,
-    manager: ConnectionManager,
-}
-
-impl Connected {
-    /// Connects when it is first used.
-    fn new(address: &RedisAddress) -> Result<Self, RedisError> {
-        // The manager's own retries and waits would hold up callers for seconds.
-        let config = ConnectionManagerConfig::new()
-            .set_number_of_retries(1)
-            .set_min_delay(Duration::from_millis(50))
-            .set_max_delay(Duration::from_millis(200))
-            .set_connection_timeout(Some(Duration::from_millis(250)))
-            .set_response_timeout(Some(Duration::from_millis(250)));
-        let client = client(address)?;
-        let manager = ConnectionManager::new_lazy_with_config(client.clone(), config)?;
-        Ok(Self { client, manager })
-    }
 }
 
 /// Why an operation has no result.
@@ -99,28 +73,41 @@ impl Cache {
         metrics: Arc<Metrics>,
     ) -> Result<Self, RedisError> {
         Ok(Self(Arc::new(Inner {
-            connected: RwLock::new(Connected::new(&config.address)?),
+            address: config.address.clone(),
+            client: RwLock::new(RedisClient::new(&config.address)?),
+            refused: Notify::new(),
             prefix: format!("{prefix}:"),
             operation_timeout: config.operation_timeout,
             tombstone_ttl: 2 * request_timeout,
-            breaker: Breaker::new(FAILURES, config.breaker_pause),
+            breaker: Breaker::new(config.breaker_pause),
             unplaced: Mutex::default(),
             metrics,
         })))
     }
 
-    /// Uses the login of `config` from now on, if it works.
-    pub async fn change_login(&self, config: &config::Redis) -> Result<(), &'static str> {
-        let connected = Connected::new(&config.address).map_err(|error| error_class(&error))?;
-        let login = tokio::time::timeout(LOGIN_LIMIT, connect(&connected.client, LOGIN_LIMIT));
-        login.await.map_err(|_| "timeout")?.map_err(|error| error_class(&error))?;
-        *self.0.connected.write().unwrap_or_else(PoisonError::into_inner) = connected;
+    /// Uses `credentials` from now on, if Redis accepts them and lets us write.
+    pub async fn change_credentials(&self, credentials: &Credentials) -> Result<(), RedisError> {
+        let Credentials { user, password } = credentials.clone();
+        let client = RedisClient::new(&RedisAddress { user, password, ..self.0.address.clone() })?;
+        let mut write = Cmd::set(self.key("credentials"), TOMBSTONE);
+        write.arg("PX").arg(1).query_async::<()>(&mut client.manager()).await?;
+        *self.0.client.write().unwrap_or_else(PoisonError::into_inner) = client;
         Ok(())
     }
 
-    /// How new connections are made.
-    pub fn client(&self) -> Client {
-        self.connected().client.clone()
+    /// Opens a connection beside that of the cache, and notes whether the credentials are refused.
+    pub async fn connect(&self, limit: Duration) -> Result<MultiplexedConnection, RedisError> {
+        let client = self.client();
+        let result = client.connect(limit).await;
+        if result.as_ref().is_err_and(|error| error_class(error) == "authentication") {
+            self.0.refused.notify_one();
+        }
+        result
+    }
+
+    /// Waits until Redis has refused the credentials in use.
+    pub async fn refused(&self) {
+        self.0.refused.notified().await;
     }
 
     /// The value of `key`, or `None` where the database has to be asked.
@@ -205,7 +192,7 @@ impl Cache {
             return Err(Failure::Skipped);
         }
         let since = Instant::now();
-        let mut connection = self.connected().manager.clone();
+        let mut connection = self.client().manager();
         let reply = command.query_async::<T>(&mut connection);
         let result = tokio::time::timeout(inner.operation_timeout, reply).await;
         if let Some(context) = context::current() {
@@ -229,8 +216,8 @@ impl Cache {
         format!("{}{key}", self.0.prefix)
     }
 
-    fn connected(&self) -> RwLockReadGuard<'_, Connected> {
-        self.0.connected.read().unwrap_or_else(PoisonError::into_inner)
+    fn client(&self) -> RedisClient {
+        self.0.client.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn unplaced(&self) -> MutexGuard<'_, HashMap<String, Instant>> {
@@ -247,51 +234,5 @@ fn outcome<T>(result: &Result<T, Failure>) -> &'static str {
         Ok(_) => "ok",
         Err(Failure::Skipped) => "skipped",
         Err(Failure::Corrupt | Failure::Away) => "error",
-    }
-}
-
-/// Connects and logs in.
-pub async fn connect(client: &Client, limit: Duration) -> Result<MultiplexedConnection, RedisError> {
-    let limits =
-        AsyncConnectionConfig::new().set_connection_timeout(Some(limit)).set_response_timeout(Some(limit));
-    client.get_multiplexed_async_connection_with_config(&limits).await
-}
-
-/// Connects to nothing yet.
-fn client(address: &RedisAddress) -> Result<Client, RedisError> {
-    let (host, port) = (address.host.clone(), address.port);
-    let addr = match address.tls {
-        true => ConnectionAddr::TcpTls { host, port, insecure: false, tls_params: None },
-        false => ConnectionAddr::Tcp(host, port),
-    };
-    let mut info = redis::RedisConnectionInfo::default().set_db(address.db);
-    if let Some(user) = &address.user {
-        info = info.set_username(user);
-    }
-    if let Some(password) = &address.password {
-        info = info.set_password(password.expose_secret());
-    }
-    let tcp = TcpSettings::default().set_nodelay(true);
-    // A connection whose other end has vanished is given up by the kernel, and then replaced.
-    #[cfg(target_os = "linux")]
-    let tcp = tcp.set_user_timeout(Duration::from_secs(2));
-    let info = addr.into_connection_info()?.set_tcp_settings(tcp).set_redis_settings(info);
-    Client::open(info)
-}
-
-/// A word for what went wrong, fit for the public.
-pub fn error_class(error: &RedisError) -> &'static str {
-    if error.is_timeout() {
-        "timeout"
-    } else if error.is_connection_refusal() {
-        "refused"
-    } else if error.kind() == redis::ErrorKind::AuthenticationFailed
-        || matches!(error.code(), Some("NOAUTH" | "WRONGPASS"))
-    {
-        "authentication"
-    } else if error.is_io_error() {
-        "connection"
-    } else {
-        "protocol"
     }
 }

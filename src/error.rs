@@ -63,10 +63,10 @@ impl From<sqlx::Error> for Error {
             (sqlx::Error::Io(_) | sqlx::Error::Tls(_), _) => true,
             (sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed, _) => true,
             (sqlx::Error::Protocol(_) | sqlx::Error::WorkerCrashed, _) => true,
-            // Connection exceptions, too many connections, shutting down, statement and lock timeouts.
+            // Connection exceptions, refused credentials, shutting down, too many connections, statement and lock
+            // timeouts.
             (_, Some(state)) => {
-                state.starts_with("08")
-                    || state.starts_with("57P")
+                ["08", "28", "57P"].iter().any(|class| state.starts_with(class))
                     || matches!(state, "53300" | "57014" | "55P03" | "25P03")
             }
             _ => false,

@@ -4,7 +4,8 @@
 //!   [`shutdown`] has the stages that it ends in.
 //! - A request: [`listener`] accepts its connection, [`router`] has every route and the [`middleware`] in order,
 //!   [`admission`] lets it in or not, the handlers of a domain such as [`links`] use [`extract`], [`state`] and [`error`].
-//! - Dependencies: [`postgres`] with its [`migrations`], and [`cache`]; [`rotation`] renews their credentials, [`health`]
+//! - Dependencies: [`postgres`] with its [`migrations`], and [`cache`] with its
+//!   [`redis_client`]; [`rotation`] renews their credentials, [`health`]
 //!   watches them, [`management`] and [`metrics`] tell.
 
 pub mod address;
@@ -28,6 +29,7 @@ pub mod middleware;
 pub mod migrations;
 pub mod postgres;
 pub mod probe;
+pub mod redis_client;
 pub mod rotation;
 pub mod router;
 pub mod rules;

@@ -60,7 +60,7 @@ pub struct Metrics {
     pub cache_breaker_open: IntGauge,
     /// 1 while a dependency is up.
     pub dependency_up: IntGaugeVec,
-    /// 0 while a dependency refuses the newest credentials; absent until they have been tried.
+    /// 0 while a dependency refuses the newest credentials; absent until they were refused or replaced.
     pub credentials_valid: IntGaugeVec,
     /// Duration of the health checks of a dependency.
     pub dependency_check_seconds: HistogramVec,
@@ -137,13 +137,13 @@ impl Metrics {
 
     /// Notes how a try of the newest credentials ended: `Err` is the class of the error.
     pub fn credentials(&self, dependency: &str, result: Result<(), &str>) {
-        let valid = self.credentials_valid.with_label_values(&[dependency]);
-        match result {
-            Ok(()) => valid.set(1),
-            Err("authentication") => valid.set(0),
+        let valid = match result {
+            Ok(()) => true,
+            Err("authentication") => false,
             // Nobody was there to tell.
-            Err(_) => {}
-        }
+            Err(_) => return,
+        };
+        self.credentials_valid.with_label_values(&[dependency]).set(valid.into());
     }
 
     /// Counts one request; `route` is a template or a constant.

@@ -3,27 +3,26 @@
 use std::io::ErrorKind;
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use secrecy::ExposeSecret;
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{ConnectOptions, Connection as _, Executor, PgConnection, PgPool, Postgres};
 use tokio::sync::Notify;
 
-use crate::breaker::Breaker;
-use crate::config;
+use crate::address::Credentials;
 use crate::context::{self, RequestContext};
 use crate::error::Error;
 use crate::metrics::Metrics;
+use crate::secret::{ExposeSecret, SecretString};
+use crate::{config, migrations};
 
 /// A pooled connection that was used more recently needs no check before its next use.
 const FRESH: Duration = Duration::from_secs(1);
 /// Longest login in the background, where nobody waits for it.
-const LOGIN_LIMIT: Duration = Duration::from_secs(10);
-/// A refused login is not tried again for so long: some servers lock accounts after too many.
-const LOGIN_PAUSE: Duration = Duration::from_secs(1);
-/// Between two looks for a free session meanwhile.
+const CONNECT_LIMIT: Duration = Duration::from_secs(10);
+/// Between two looks for a free session while no new one can be had.
 const SESSION_PAUSE: Duration = Duration::from_millis(2);
 /// Longest check of a connection before and after its use; a silent one is thrown away.
 const CHECK_LIMIT: Duration = Duration::from_millis(250);
@@ -40,10 +39,15 @@ const CHECK_LIMIT: Duration = Duration::from_millis(250);
 pub struct Database {
     pool: PgPool,
     session_lifetime: Duration,
-    /// Open while PostgreSQL refuses our login.
-    logins: Arc<Breaker>,
-    refused: Arc<Notify>,
+    refusal: Arc<Refusal>,
     metrics: Arc<Metrics>,
+}
+
+/// Whether PostgreSQL refused the credentials in use when they were last tried.
+#[derive(Default)]
+struct Refusal {
+    stands: AtomicBool,
+    begins: Notify,
 }
 
 impl Database {
@@ -74,8 +78,7 @@ impl Database {
             })
             .connect_lazy_with(options(config));
         metrics.database_connections_limit.set(config.max_connections.into());
-        let logins = Arc::new(Breaker::new(1, LOGIN_PAUSE));
-        Self { pool, session_lifetime: config.session_lifetime, logins, refused: Arc::default(), metrics }
+        Self { pool, session_lifetime: config.session_lifetime, refusal: Arc::default(), metrics }
     }
 
     /// Opens all connections once PostgreSQL is there, or as many as it allows.
@@ -95,51 +98,62 @@ impl Database {
         }
     }
 
-    /// Replaces one session after the other, all of them in about `session_lifetime`, until the process ends. A new
-    /// one is there before an old one goes; when the login fails they stay.
+    /// Replaces as many sessions as there are in each `session_lifetime`, those that idle longest first, until the
+    /// process ends. A new one is there before an old one goes; when it cannot be had, they stay.
     pub async fn renew(self) {
         let pause = self.session_lifetime / self.pool.options().get_max_connections();
+        let mut told = None;
         loop {
             tokio::time::sleep(pause).await;
-            match log_in(&self.login()).await {
-                Ok(new) => {
-                    if let Ok(mut session) = self.pool.acquire().await {
-                        let _ = std::mem::replace(&mut *session, new).close().await;
-                    }
-                }
-                Err(error) => {
-                    tracing::warn!(error, "a login failed: the open sessions stay");
-                    self.note(error);
-                }
+            let result = limited(CONNECT_LIMIT, self.connect()).await;
+            let failed = result.as_ref().err().map(error_class);
+            if let Err(error) = &result
+                && told != failed
+            {
+                tracing::warn!(error = %error, "no new session: the open ones stay");
+            }
+            told = failed;
+            if let Ok(new) = result
+                && let Ok(mut session) = self.pool.acquire().await
+            {
+                let _ = std::mem::replace(&mut *session, new).close().await;
             }
         }
     }
 
-    /// Waits until a login is refused.
-    pub async fn login_refused(&self) {
-        self.refused.notified().await;
+    /// Opens a session beside the pool, and notes whether the credentials are refused.
+    pub async fn connect(&self) -> sqlx::Result<PgConnection> {
+        let result = self.pool.connect_options().connect().await;
+        self.note(&result);
+        result
     }
 
-    /// Takes in the class of an error of a login; whether PostgreSQL refused it.
-    fn note(&self, error: &str) -> bool {
-        let refused = error == "authentication";
-        if refused {
-            self.refused.notify_one();
-        }
-        refused
-    }
-
-    /// Makes new sessions with the login of `config` from now on, if it works; [`Database::renew`] replaces the others.
-    pub async fn change_login(&self, config: &config::Database) -> Result<(), &'static str> {
-        let options = options(config);
-        let _ = log_in(&options).await?.close().await;
+    /// Uses `credentials` from now on, if they work and see the schema; [`Database::renew`] replaces open sessions.
+    pub async fn change_credentials(&self, credentials: &Credentials) -> sqlx::Result<()> {
+        let user = credentials.user.as_deref().unwrap_or_default();
+        let options =
+            (*self.pool.connect_options()).clone().username(user).password(password(&credentials.password));
+        let mut session = limited(CONNECT_LIMIT, options.connect()).await?;
+        limited(CONNECT_LIMIT, migrations::pending(&mut session)).await?;
+        let _ = session.close().await;
         self.pool.set_connect_options(options);
+        self.refusal.stands.store(false, Ordering::Relaxed);
         Ok(())
     }
 
-    /// How new sessions are made.
-    pub fn login(&self) -> Arc<PgConnectOptions> {
-        self.pool.connect_options()
+    /// Waits until PostgreSQL has refused the credentials in use.
+    pub async fn refused(&self) {
+        self.refusal.begins.notified().await;
+    }
+
+    fn note<T>(&self, result: &sqlx::Result<T>) {
+        let refused = result.as_ref().is_err_and(|error| error_class(error) == "authentication");
+        if refused {
+            self.refusal.begins.notify_one();
+        }
+        if refused || result.is_ok() {
+            self.refusal.stands.store(refused, Ordering::Relaxed);
+        }
     }
 
     /// Takes a connection, waiting at most the acquire timeout.
@@ -159,26 +173,31 @@ impl Database {
         }
     }
 
-    /// A session of the pool; while our login is refused, one of those that are open.
+    /// A session of the pool; while the credentials are refused, one of those that are open.
     async fn session(&self) -> sqlx::Result<PoolConnection<Postgres>> {
-        if self.logins.admits() {
+        let deadline = Instant::now() + self.pool.options().get_acquire_timeout();
+        if !self.refusal.stands.load(Ordering::Relaxed) {
             let result = self.pool.acquire().await;
-            let refused = result.as_ref().is_err_and(|error| self.note(error_class(error)));
-            self.logins.record(!refused);
-            if !refused || self.pool.size() == 0 {
+            // One that was idle tells nothing about the credentials.
+            if result.is_err() {
+                self.note(&result);
+            }
+            if result.is_ok() || !self.refusal.stands.load(Ordering::Relaxed) {
                 return result;
             }
         }
-        let wait = async {
-            loop {
-                match self.pool.try_acquire() {
-                    Some(session) => return session,
-                    None => tokio::time::sleep(SESSION_PAUSE).await,
+        while self.pool.size() > 0 && Instant::now() < deadline {
+            match self.pool.try_acquire() {
+                // Which the pool does not check.
+                Some(mut session) => {
+                    if limited(CHECK_LIMIT, session.ping()).await.is_ok() {
+                        return Ok(session);
+                    }
                 }
+                None => tokio::time::sleep(SESSION_PAUSE).await,
             }
-        };
-        let limit = self.pool.options().get_acquire_timeout();
-        tokio::time::timeout(limit, wait).await.map_err(|_| sqlx::Error::PoolTimedOut)
+        }
+        Err(sqlx::Error::PoolTimedOut)
     }
 
     /// Sets the gauges that are read at the time of a scrape.
@@ -247,8 +266,7 @@ pub fn base_options(config: &config::Database) -> PgConnectOptions {
         true => options.socket(&address.host),
         false => options.host(&address.host),
     };
-    // Set in any case, or sqlx would take PGPASSWORD from the environment.
-    options = options.password(address.password.as_ref().map_or("", ExposeSecret::expose_secret));
+    options = options.password(password(&address.password));
     if let Some(path) = &address.ssl_root_cert {
         options = options.ssl_root_cert(path);
     }
@@ -271,8 +289,9 @@ pub fn error_class(error: &sqlx::Error) -> &'static str {
     }
 }
 
-async fn log_in(options: &PgConnectOptions) -> Result<PgConnection, &'static str> {
-    limited(LOGIN_LIMIT, options.connect()).await.map_err(|error| error_class(&error))
+/// Set in any case, or sqlx would take PGPASSWORD from the environment.
+fn password(password: &Option<SecretString>) -> &str {
+    password.as_ref().map_or("", ExposeSecret::expose_secret)
 }
 
 async fn limited<T>(limit: Duration, work: impl Future<Output = sqlx::Result<T>>) -> sqlx::Result<T> {

@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use redis::RedisError;
 use redis::aio::MultiplexedConnection;
-use sqlx::{ConnectOptions, Connection, PgConnection};
+use sqlx::{Connection, PgConnection};
 
-use crate::cache::{self, Cache};
+use crate::cache::Cache;
 use crate::health::Health;
 use crate::postgres::{self, Database};
-use crate::{config, migrations};
+use crate::{config, migrations, redis_client};
 
 /// A check of one dependency.
 pub trait Probe: Send {
@@ -33,7 +33,7 @@ impl PostgresProbe {
         // Taken out, so that a failed or cancelled check leaves no broken connection behind.
         let mut connection = match self.connection.take() {
             Some(connection) => connection,
-            None => self.database.login().connect().await?,
+            None => self.database.connect().await?,
         };
         let mut result = Ok(());
         if self.health.is_started() {
@@ -71,7 +71,7 @@ impl RedisProbe {
     async fn try_check(&mut self) -> Result<(), RedisError> {
         let mut connection = match self.connection.take() {
             Some(connection) => connection,
-            None => cache::connect(&self.cache.client(), self.limit).await?,
+            None => self.cache.connect(self.limit).await?,
         };
         redis::cmd("PING").query_async::<()>(&mut connection).await?;
         self.connection = Some(connection);
@@ -81,6 +81,6 @@ impl RedisProbe {
 
 impl Probe for RedisProbe {
     async fn check(&mut self) -> Result<(), &'static str> {
-        self.try_check().await.map_err(|error| cache::error_class(&error))
+        self.try_check().await.map_err(|error| redis_client::error_class(&error))
     }
 }

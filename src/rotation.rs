@@ -1,45 +1,64 @@
 //! Credentials that change while the service runs.
 //!
 //! Secrets are files, and whoever rotates them replaces the files: Kubernetes swaps a symbolic link, compose and people
-//! write in place. So the settings are read again every few seconds. A new login is tried first and used once it works;
-//! until then it is tried each time, and the one in use stays in use. That covers a file that is written before or after
-//! the password changes, half written, gone for a moment, or simply wrong.
+//! write in place. So the files are read again every few seconds. New credentials are tried first and used once they
+//! work; until then those in use stay in use. That covers a file that is written before or after the password changes,
+//! half written, gone for a moment, or simply wrong. Host and database do not change: their schema is checked at start.
 //!
 //! Read rather than watched by inotify, which follows neither a swapped link nor a network file system.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::task::spawn_blocking;
 
-use crate::address::{PostgresAddress, RedisAddress};
+use crate::address::{Credentials, PostgresAddress, RedisAddress};
 use crate::cache::Cache;
 use crate::config::Config;
 use crate::metrics::Metrics;
-use crate::postgres::Database;
+use crate::postgres::{self, Database};
+use crate::redis_client;
+use crate::settings::Settings;
 
-/// The logins in use, and whose they are.
+/// What did not work is tried again after this time, and then after twice the last one.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+
+/// Follows the credentials of both dependencies.
 pub struct Rotation {
     interval: Duration,
-    postgres: Login<PostgresAddress>,
-    redis: Login<RedisAddress>,
+    postgres: Followed,
+    redis: Followed,
     database: Database,
     cache: Cache,
     metrics: Arc<Metrics>,
 }
 
-struct Login<A> {
-    in_use: A,
-    /// The last one that was tried did not work.
-    refused: bool,
+/// The credentials of one dependency.
+struct Followed {
+    dependency: &'static str,
+    place: String,
+    in_use: Credentials,
+    /// Those in use have been refused.
+    doubted: bool,
+    failure: Option<Failure>,
+}
+
+/// Credentials that did not work.
+struct Failure {
+    credentials: Credentials,
+    problem: String,
+    pause: Duration,
+    next_try: Instant,
 }
 
 impl Rotation {
     pub fn new(config: &Config, database: Database, cache: Cache, metrics: Arc<Metrics>) -> Self {
+        let (postgres, redis) = (&config.database.address, &config.redis.address);
         Self {
             interval: config.secrets.reload_interval,
-            postgres: Login { in_use: config.database.address.clone(), refused: false },
-            redis: Login { in_use: config.redis.address.clone(), refused: false },
+            postgres: Followed::new("postgres", postgres.place(), postgres.credentials()),
+            redis: Followed::new("redis", redis.place(), redis.credentials()),
             database,
             cache,
             metrics,
@@ -52,54 +71,84 @@ impl Rotation {
         loop {
             tokio::select! {
                 () = tokio::time::sleep(self.interval) => {}
-                () = self.database.login_refused() => self.postgres.refused = true,
+                () = self.database.refused() => self.postgres.doubted = true,
+                () = self.cache.refused() => self.redis.doubted = true,
             }
             let problems = self.reload().await;
             for problem in problems.iter().filter(|problem| !told.contains(*problem)) {
-                tracing::warn!(problem, "settings have changed and cannot be used");
+                tracing::warn!(problem, "credentials cannot be used");
             }
             told = problems;
         }
     }
 
-    /// Reads the settings again and changes to the logins that are new and work; what is wrong with the others.
+    /// Reads the settings again and changes to credentials that are new and work; what is wrong otherwise.
     async fn reload(&mut self) -> Vec<String> {
-        let new = match spawn_blocking(|| Config::load(std::env::vars_os())).await {
-            Ok(Ok((config, _))) => config,
-            Ok(Err(problems)) => return problems.iter().map(ToString::to_string).collect(),
-            Err(_) => return vec!["cannot be read".to_owned()],
+        let read = spawn_blocking(|| {
+            let mut settings = Settings::read(std::env::vars_os());
+            let addresses = (PostgresAddress::read(&mut settings), RedisAddress::read(&mut settings));
+            (addresses, settings.problems().to_vec())
+        });
+        let Ok(((postgres, redis), problems)) = read.await else { return vec![] };
+        let readable = |section: &str| !problems.iter().any(|problem| problem.source.contains(section));
+        let postgres = postgres.filter(|_| readable("DATABASE")).map(|a| (a.place(), a.credentials()));
+        let redis = redis.filter(|_| readable("REDIS")).map(|a| (a.place(), a.credentials()));
+
+        let (database, cache, metrics) = (&self.database, &self.cache, &self.metrics);
+        let change_postgres = async |credentials: &Credentials| {
+            let result = database.change_credentials(credentials).await;
+            metrics.credentials("postgres", result.as_ref().copied().map_err(postgres::error_class));
+            result.map_err(|error| error.to_string())
         };
-        let mut problems = Vec::new();
-        // After a refusal again and again, also when the old login is back.
-        let login = &mut self.postgres;
-        let is_new = !new.database.address.has_login_of(&login.in_use);
-        if is_new || login.refused {
-            let result = self.database.change_login(&new.database).await;
-            self.metrics.credentials("postgres", result);
-            problems.extend(login.tried("postgres", is_new.then_some(new.database.address), result));
-        }
-        let login = &mut self.redis;
-        let is_new = !new.redis.address.has_login_of(&login.in_use);
-        if is_new || login.refused {
-            let result = self.cache.change_login(&new.redis).await;
-            self.metrics.credentials("redis", result);
-            problems.extend(login.tried("redis", is_new.then_some(new.redis.address), result));
-        }
-        problems
+        let change_redis = async |credentials: &Credentials| {
+            let result = cache.change_credentials(credentials).await;
+            metrics.credentials("redis", result.as_ref().copied().map_err(redis_client::error_class));
+            result.map_err(|error| error.to_string())
+        };
+        let (postgres, redis) = tokio::join!(
+            self.postgres.follow(postgres, change_postgres),
+            self.redis.follow(redis, change_redis),
+        );
+        let problems = problems.iter().map(ToString::to_string);
+        problems.chain(postgres).chain(redis).collect()
     }
 }
 
-impl<A> Login<A> {
-    /// Takes in how a login went, to a `new` address or again to the one in use, and returns what is wrong with it.
-    fn tried(&mut self, dependency: &str, new: Option<A>, result: Result<(), &str>) -> Option<String> {
-        self.refused = result.is_err();
-        match (result, new) {
-            (Ok(()), Some(address)) => {
-                self.in_use = address;
-                tracing::info!(dependency, "new credentials are in use");
-                None
-            }
-            (result, _) => result.err().map(|error| format!("{dependency}: {error}")),
+impl Followed {
+    fn new(dependency: &'static str, place: String, in_use: Credentials) -> Self {
+        Self { dependency, place, in_use, doubted: false, failure: None }
+    }
+
+    /// Takes in what the settings say now, if they could be read, and returns what is wrong with it.
+    async fn follow(
+        &mut self,
+        read: Option<(String, Credentials)>,
+        change: impl AsyncFnOnce(&Credentials) -> Result<(), String>,
+    ) -> Option<String> {
+        let (place, credentials) = read?;
+        if place != self.place {
+            return Some(format!("{}: another address takes a restart", self.dependency));
         }
+        let failed_before = self.failure.as_ref().filter(|failure| failure.credentials == credentials);
+        let due = match failed_before {
+            Some(failure) => failure.next_try <= Instant::now(),
+            None => self.doubted || self.failure.is_some() || credentials != self.in_use,
+        };
+        if due {
+            let pause = failed_before.map_or(FIRST_PAUSE, |failure| LONGEST_PAUSE.min(2 * failure.pause));
+            self.failure = match change(&credentials).await {
+                Ok(()) => {
+                    tracing::info!(dependency = self.dependency, "credentials are in use");
+                    self.in_use = credentials;
+                    None
+                }
+                Err(error) => {
+                    let problem = format!("{}: {error}", self.dependency);
+                    Some(Failure { credentials, problem, pause, next_try: Instant::now() + pause })
+                }
+            };
+            self.doubted = false;
+        }
+        self.failure.as_ref().map(|failure| failure.problem.clone())
     }
 }

@@ -1,6 +1,8 @@
 //! The rules between settings. Each inner time ends before the outer one, so that the error is the precise one and
 //! nothing works on for a caller that has left.
 
+use std::time::Duration;
+
 use crate::settings::Settings;
 
 /// Shorter, longer.
@@ -15,6 +17,12 @@ const ORDER: [(&str, &str); 8] = [
     ("health.recovery_interval", "health.interval"),
 ];
 
+/// Shortest times of what comes again and again.
+const FLOORS: [(&str, Duration); 2] = [
+    ("database.session_lifetime", Duration::from_secs(1)),
+    ("secrets.reload_interval", Duration::from_millis(100)),
+];
+
 /// Lowest and highest number: what hyper takes, what is allocated at once.
 const RANGES: [(&str, usize, usize); 3] =
     [("http.max_head_bytes", 8192, 1 << 30), ("http.max_headers", 1, 100), ("log.buffer_lines", 1, 1 << 20)];
@@ -24,6 +32,11 @@ pub fn check(s: &mut Settings) {
     for (shorter, longer) in ORDER {
         if s.pause(shorter) >= s.pause(longer) {
             s.problem(s.name(shorter), format!("must be shorter than {}", s.name(longer)));
+        }
+    }
+    for (key, floor) in FLOORS {
+        if s.pause(key) < floor {
+            s.problem(s.name(key), format!("must be at least {floor:?}"));
         }
     }
     for (key, least, most) in RANGES {
@@ -36,10 +49,7 @@ pub fn check(s: &mut Settings) {
         s.problem(s.name("health.stale_after"), "must be longer than interval and timeout together");
     }
     let stages = ["shutdown.ready_delay", "shutdown.drain_timeout", "shutdown.pool_close_timeout"];
-    let stop = stages
-        .map(|key| s.pause(key))
-        .into_iter()
-        .fold(std::time::Duration::ZERO, |a, b| a.saturating_add(b));
+    let stop = stages.map(|key| s.pause(key)).into_iter().fold(Duration::ZERO, |a, b| a.saturating_add(b));
     if stop >= s.pause("shutdown.grace") {
         let parts = "ready_delay, drain_timeout and pool_close_timeout together";
         s.problem(s.name("shutdown.grace"), format!("must be longer than {parts} ({stop:?})"));

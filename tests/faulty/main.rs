@@ -27,6 +27,7 @@ fn routes() -> Router<AppState> {
         .route("/echo", post(async |body: Bytes| body))
         .route("/transaction/{ms}", post(transaction))
         .route("/naive/{ms}", post(naive))
+        .route("/row", post(row))
 }
 
 async fn panic_with(Path(secret): Path<String>) -> &'static str {
@@ -93,6 +94,12 @@ async fn write_row(database: Database, ms: u64) -> Result<&'static str, Error> {
     sqlx::query("insert into rows default values").execute(&mut *transaction).await?;
     sqlx::query("select pg_sleep($1)").bind(ms as f64 / 1e3).execute(&mut *transaction).await?;
     transaction.commit().await?;
+    Ok("written")
+}
+
+async fn row(State(database): State<Database>) -> Result<&'static str, Error> {
+    let mut connection = database.acquire().await?;
+    sqlx::query("insert into rows default values").execute(&mut *connection).await?;
     Ok("written")
 }
 

@@ -7,13 +7,15 @@ use serde_json::json;
 use crate::dependencies::add_link;
 use crate::support::eventually;
 use crate::support::http::Client;
+use crate::support::proxy::{Fault, Proxy};
 use crate::support::servers::{self, PASSWORD, Server};
 use crate::support::setup::Setup;
 
 #[test]
 fn the_cache_never_causes_a_wrong_answer() {
     let redis = Server::start("redis", "cache-truth");
-    let mut app = Setup::on(servers::postgres(), &redis).start();
+    let way = Proxy::to(redis.port);
+    let mut app = Setup::on(servers::postgres(), &redis).set("REDIS__PORT", way.port).start();
     add_link(servers::postgres(), &app, "true");
     let key = format!("{}:link:true", app.database);
     let follow = |client: &mut Client| client.get("/r/true").header("location").map(ToOwned::to_owned);
@@ -40,22 +42,33 @@ fn the_cache_never_causes_a_wrong_answer() {
         assert_eq!(follow(&mut client), expected, "{poison:?}");
     }
 
-    // A change while Redis does not answer must not leave the old value behind.
-    redis::cmd("DEL").arg(&key).query::<()>(&mut direct).unwrap();
-    assert_eq!(follow(&mut client), expected);
-    let cached: String = redis::cmd("GET").arg(&key).query(&mut direct).unwrap();
-    assert!(cached.contains("https://example.com/true"), "{cached}");
-    redis.command("pause");
-    let body = json!({"url": "https://example.com/changed"});
-    let changed = client.send("PATCH", "/v1/links/true", &[("if-match", "\"1\"")], &body);
-    assert_eq!(changed.status, 200);
-    redis.command("resume");
-    for _ in 0..200 {
-        assert_eq!(follow(&mut client).as_deref(), Some("https://example.com/changed"));
+    // A change while Redis cannot be reached, or does not answer, must not leave the old value behind.
+    for (version, silent) in [(1, false), (2, true)] {
+        redis::cmd("DEL").arg(&key).query::<()>(&mut direct).unwrap();
+        let before = follow(&mut client).unwrap();
+        let cached: String = redis::cmd("GET").arg(&key).query(&mut direct).unwrap();
+        assert!(cached.contains(&before), "{cached}");
+        if silent {
+            redis.command("pause");
+        } else {
+            way.set(Fault::Refuse);
+            way.cut();
+        }
+        let after = format!("https://example.com/changed/{version}");
+        let tag = format!("\"{version}\"");
+        let changed = client.send("PATCH", "/v1/links/true", &[("if-match", &tag)], &json!({"url": after}));
+        assert_eq!(changed.status, 200);
+        if silent {
+            redis.command("resume");
+        }
+        way.set(Fault::None);
+        for _ in 0..200 {
+            assert_eq!(follow(&mut client).as_ref(), Some(&after));
+        }
+        eventually(Duration::from_secs(5), "the tombstone", || {
+            let value: String = redis::cmd("GET").arg(&key).query(&mut direct).unwrap();
+            value.is_empty().then_some(())
+        });
     }
-    eventually(Duration::from_secs(5), "the tombstone", || {
-        let value: String = redis::cmd("GET").arg(&key).query(&mut direct).unwrap();
-        value.is_empty().then_some(())
-    });
     assert!(app.is_running());
 }

@@ -15,7 +15,7 @@ use axum::{Json, Router};
 use redis::AsyncCommands;
 use redis::aio::ConnectionManager;
 use sqlx::PgPool;
-use sqlx::postgres::{PgConnectOptions, PgSslMode};
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgSslMode};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -42,7 +42,9 @@ async fn main() {
         .password(&password("APP__DATABASE__PASSWORD_FILE"))
         .database(&var("APP__DATABASE__NAME").unwrap())
         .ssl_mode(PgSslMode::Disable);
-    let pool = PgPool::connect_lazy_with(options);
+    // The size alone is set, to that of the service that it is compared with.
+    let size = var("APP__DATABASE__MAX_CONNECTIONS").map_or(10, |size| size.parse().unwrap());
+    let pool = PgPoolOptions::new().max_connections(size).connect_lazy_with(options);
     let address = redis::ConnectionAddr::Tcp("127.0.0.1".to_owned(), port("APP__REDIS__PORT"));
     let login = redis::RedisConnectionInfo::default().set_password(password("APP__REDIS__PASSWORD_FILE"));
     let info = redis::IntoConnectionInfo::into_connection_info(address).unwrap().set_redis_settings(login);
@@ -58,6 +60,7 @@ async fn main() {
         .route("/large", get(async || Bytes::from(vec![b'x'; 64 << 20])))
         .route("/echo", post(async |body: Bytes| body))
         .route("/naive/{ms}", post(naive))
+        .route("/row", post(row))
         .with_state(AppState { pool, redis });
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     println!(r#"{{"message":"listening","address":"{}"}}"#, listener.local_addr().unwrap());
@@ -103,6 +106,11 @@ async fn naive(State(state): State<AppState>, Path(ms): Path<u64>) -> Result<&'s
     let pause = sqlx::query("select pg_sleep($1)").bind(ms as f64 / 1e3);
     pause.execute(&mut *transaction).await.map_err(internal)?;
     transaction.commit().await.map_err(internal)?;
+    Ok("written")
+}
+
+async fn row(State(state): State<AppState>) -> Result<&'static str, StatusCode> {
+    sqlx::query("insert into rows default values").execute(&state.pool).await.map_err(internal)?;
     Ok("written")
 }
 

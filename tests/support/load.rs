@@ -116,6 +116,8 @@ impl Load {
 }
 
 async fn exchange(address: SocketAddr, request: &[u8], idle: &RefCell<Vec<TcpStream>>) -> Fate {
+    // The other side may have closed it meanwhile: then there is something to read, the end.
+    idle.borrow_mut().retain(|stream| stream.try_read(&mut [0]).is_err());
     let kept = idle.borrow_mut().pop();
     let mut stream = match kept {
         Some(stream) => stream,

@@ -14,8 +14,8 @@ pub enum Fault {
     None,
     /// Bytes arrive later, in each direction.
     Delay(Duration),
-    /// Connections are made and nothing arrives, as behind a firewall that drops packets. What was sent arrives when
-    /// the fault is over, as TCP sends it again.
+    /// Connections are made, as by the kernel of a machine whose programs hang, and nothing arrives. What was sent
+    /// arrives when the fault is over.
     BlackHole,
     /// Nobody listens. Connections that are open live on.
     Refuse,

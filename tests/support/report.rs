@@ -58,11 +58,11 @@ impl Report {
         self.0.iter().map(|sample| sample.time).max().unwrap()
     }
 
-    /// The time that 99 % of the answers with `status` stayed below.
+    /// The time that 99 % of the answers with `status` stayed below; 0 when there is none.
     pub fn p99(&self, status: u16) -> Duration {
         let has_status = |sample: &&Sample| matches!(&sample.fate, Fate::Answered(a) if a.status == status);
         let mut times: Vec<_> = self.0.iter().filter(has_status).map(|sample| sample.time).collect();
         times.sort_unstable();
-        times[times.len() * 99 / 100]
+        times.get(times.len() * 99 / 100).copied().unwrap_or_default()
     }
 }
