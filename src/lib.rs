@@ -4,9 +4,8 @@
 //!   [`shutdown`] has the stages that it ends in.
 //! - A request: [`listener`] accepts its connection, [`router`] has every route and the [`middleware`] in order,
 //!   [`admission`] lets it in or not, the handlers of a domain such as [`links`] use [`extract`], [`state`] and [`error`].
-//! - Dependencies: [`postgres`] with its [`migrations`], and [`cache`] with its
-//!   [`redis_client`]; [`rotation`] renews their credentials, [`health`]
-//!   watches them, [`management`] and [`metrics`] tell.
+//! - Dependencies: [`postgres`] with [`postgres_client`] and [`migrations`], [`cache`] with [`redis_client`]. [`health`]
+//!   watches them, [`rotation`] renews their credentials, [`management`] and [`metrics`] tell about them.
 
 pub mod address;
 pub mod admission;
@@ -28,6 +27,7 @@ pub mod metrics;
 pub mod middleware;
 pub mod migrations;
 pub mod postgres;
+pub mod postgres_client;
 pub mod probe;
 pub mod redis_client;
 pub mod rotation;

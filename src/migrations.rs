@@ -7,7 +7,7 @@ use anyhow::Context;
 use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::{ConnectOptions, Connection, Executor, PgConnection};
 
-use crate::{config, postgres};
+use crate::{config, postgres_client};
 
 /// The migrations of `migrations/`, embedded.
 pub static MIGRATIONS: LazyLock<Migrator> = LazyLock::new(|| {
@@ -27,7 +27,7 @@ const LOCK_NOT_AVAILABLE: &str = "55P03";
 /// because building an index may take its time; waiting for locks has, because the service queues up behind.
 pub async fn apply(config: &config::Database) -> anyhow::Result<()> {
     let lock_timeout = config.lock_timeout.as_millis().to_string();
-    let options = postgres::base_options(config).options([("lock_timeout", lock_timeout)]);
+    let options = postgres_client::base_options(config).options([("lock_timeout", lock_timeout)]);
     let mut connection = tokio::time::timeout(Duration::from_secs(10), options.connect())
         .await
         .context("PostgreSQL did not answer in 10 seconds")?

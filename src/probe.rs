@@ -8,8 +8,8 @@ use sqlx::{Connection, PgConnection};
 
 use crate::cache::Cache;
 use crate::health::Health;
-use crate::postgres::{self, Database};
-use crate::{config, migrations, redis_client};
+use crate::postgres::Database;
+use crate::{config, migrations, postgres_client, redis_client};
 
 /// A check of one dependency.
 pub trait Probe: Send {
@@ -51,7 +51,7 @@ impl PostgresProbe {
 
 impl Probe for PostgresProbe {
     async fn check(&mut self) -> Result<(), &'static str> {
-        self.try_check().await.unwrap_or_else(|error| Err(postgres::error_class(&error)))
+        self.try_check().await.unwrap_or_else(|error| Err(postgres_client::error_class(&error)))
     }
 }
 

@@ -16,9 +16,9 @@ use crate::address::{Credentials, PostgresAddress, RedisAddress};
 use crate::cache::Cache;
 use crate::config::Config;
 use crate::metrics::Metrics;
-use crate::postgres::{self, Database};
-use crate::redis_client;
+use crate::postgres::Database;
 use crate::settings::Settings;
+use crate::{postgres_client, redis_client};
 
 /// What did not work is tried again after this time, and then after twice the last one.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
@@ -97,7 +97,7 @@ impl Rotation {
         let (database, cache, metrics) = (&self.database, &self.cache, &self.metrics);
         let change_postgres = async |credentials: &Credentials| {
             let result = database.change_credentials(credentials).await;
-            metrics.credentials("postgres", result.as_ref().copied().map_err(postgres::error_class));
+            metrics.credentials("postgres", result.as_ref().copied().map_err(postgres_client::error_class));
             result.map_err(|error| error.to_string())
         };
         let change_redis = async |credentials: &Credentials| {

@@ -128,6 +128,21 @@ fn the_readme_names_files_that_exist() {
 }
 
 #[test]
+fn the_guarantees_name_tests_that_exist() {
+    let page = read("docs/guarantees.md");
+    let names = page.split('`').skip(1).step_by(2).filter(|name| !name.contains(' ') && name.contains("::"));
+    let names: Vec<_> = names.filter(|name| !name.starts_with("axum::")).collect();
+    assert!(names.len() > 25, "{names:?}");
+    for name in names {
+        let (module, test) = name.split_once("::").unwrap();
+        let files = ["api", "process"].map(|binary| root().join(format!("tests/{binary}/{module}.rs")));
+        let test = format!("fn {}", test.trim_end_matches('…'));
+        let exists = files.iter().any(|file| fs::read_to_string(file).is_ok_and(|text| text.contains(&test)));
+        assert!(exists, "{name}");
+    }
+}
+
+#[test]
 fn direct_dependencies_stay_few() {
     let manifest = read("Cargo.toml");
     let section = manifest.split("[dependencies]").nth(1).unwrap().split("\n[").next().unwrap();

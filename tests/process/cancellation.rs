@@ -18,12 +18,12 @@ pub struct Writes {
 }
 
 /// 100 clients leave `path` at random points, then 50 rows are written one by one. A session that was left in a
-/// transaction would take them in and never commit.
+/// transaction would take them in and never commit, unless a later transaction has ended it: hence 16 of them.
 pub fn leave_and_write(setup: Setup, path: &str) -> Writes {
     let postgres = servers::postgres();
     // Each message takes its time, so that clients leave during each of them, `begin` above all.
     let proxy = Proxy::to(postgres.port);
-    let app = setup.set("DATABASE__MAX_CONNECTIONS", 4).set("DATABASE__PORT", proxy.port).start();
+    let app = setup.set("DATABASE__MAX_CONNECTIONS", 16).set("DATABASE__PORT", proxy.port).start();
     postgres.sql(&app.database, "create table rows (id bigint generated always as identity)");
     proxy.set(Fault::Delay(Duration::from_millis(10)));
     let mut random = SEED;
@@ -32,7 +32,7 @@ pub fn leave_and_write(setup: Setup, path: &str) -> Writes {
         random = random.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
         let mut client = app.client();
         client.write(format!("POST {path} HTTP/1.1\r\nhost: a\r\n\r\n").as_bytes()).unwrap();
-        let leaves = Instant::now() + Duration::from_micros(random >> 48);
+        let leaves = Instant::now() + Duration::from_micros(random >> 49);
         while Instant::now() < leaves {
             std::hint::spin_loop();
         }

@@ -259,8 +259,8 @@ fn terminated_sessions_are_replaced() {
     let failed = report.0.len() - report.with_status(200);
     println!("{terminated} sessions terminated under {} requests: {failed} failed", report.0.len());
     assert!(terminated > 10 && report.0.len() > 200);
-    // Four clients: at most four statements are in progress at each of the ten blows.
-    assert!(failed <= 40, "{failed}");
+    // One that was in use a moment ago is not checked before its next use.
+    assert!(failed <= terminated, "{failed}");
     assert_eq!(app.get("/v1/links").status, 200);
 }
 
