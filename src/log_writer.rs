@@ -111,15 +111,22 @@ impl Write for LogWriter {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::mpsc::{Sender, channel};
+
     use super::*;
 
-    /// An output that takes its first line only when the test lets it.
-    struct Gate(Receiver<()>, std::sync::mpsc::Sender<Vec<u8>>);
+    /// An output that says when it is written to, and then waits until the test lets it.
+    struct Gate {
+        entered: Sender<()>,
+        opened: Receiver<()>,
+        written: Sender<Vec<u8>>,
+    }
 
     impl Write for Gate {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            let _ = self.0.recv();
-            self.1.send(bytes.to_vec()).map_err(io::Error::other)?;
+            let _ = self.entered.send(());
+            let _ = self.opened.recv();
+            self.written.send(bytes.to_vec()).map_err(io::Error::other)?;
             Ok(bytes.len())
         }
 
@@ -130,22 +137,24 @@ mod tests {
 
     #[test]
     fn a_blocked_reader_costs_lines_and_never_time() {
-        let (open, gate) = std::sync::mpsc::channel();
-        let (sink, written) = std::sync::mpsc::channel();
-        let (writer, guard) =
-            LogWriter::start(Gate(gate, sink), 10, |dropped| format!("dropped {dropped}\n")).unwrap();
+        let ((entered, inside), (open, opened)) = (channel(), channel());
+        let (sink, written) = channel();
+        let gate = Gate { entered, opened, written: sink };
+        let (writer, guard) = LogWriter::start(gate, 10, |dropped| format!("dropped {dropped}\n")).unwrap();
 
+        writer.write_line(b"first\n".to_vec());
+        inside.recv().unwrap();
         for line in 0..1000 {
             writer.write_line(format!("{line}\n").into_bytes());
         }
-        let dropped = writer.dropped.get();
+        assert_eq!(writer.dropped.get(), 990);
         drop(open);
         guard.finish(Duration::from_secs(5)).unwrap();
 
         let output: Vec<u8> = written.iter().flatten().collect();
         let output = String::from_utf8(output).unwrap();
-        assert!(dropped >= 980, "{dropped}");
-        assert!(output.starts_with("0\n"), "{output}");
-        assert!(output.contains(&format!("dropped {dropped}\n")), "{output}");
+        assert!(output.starts_with("first\n"), "{output}");
+        assert!(output.contains("\n9\n") && !output.contains("\n10\n"), "{output}");
+        assert!(output.contains("dropped 990\n"), "{output}");
     }
 }
