@@ -3,10 +3,10 @@
 use std::time::{Duration, Instant};
 
 use crate::support::app::App;
-use crate::support::eventually;
 use crate::support::proxy::{Fault, Proxy};
 use crate::support::servers;
 use crate::support::setup::Setup;
+use crate::support::{Random, eventually};
 
 const SEED: u64 = 1;
 
@@ -26,13 +26,11 @@ pub fn leave_and_write(setup: Setup, path: &str) -> Writes {
     let app = setup.set("DATABASE__MAX_CONNECTIONS", 16).set("DATABASE__PORT", proxy.port).start();
     postgres.sql(&app.database, "create table rows (id bigint generated always as identity)");
     proxy.set(Fault::Delay(Duration::from_millis(10)));
-    let mut random = SEED;
+    let mut random = Random(SEED);
     for _ in 0..100 {
-        // A linear congruential generator: the same points in time in each run.
-        random = random.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
         let mut client = app.client();
         client.write(format!("POST {path} HTTP/1.1\r\nhost: a\r\n\r\n").as_bytes()).unwrap();
-        let leaves = Instant::now() + Duration::from_micros(random >> 49);
+        let leaves = Instant::now() + Duration::from_micros(random.below_power(15));
         while Instant::now() < leaves {
             std::hint::spin_loop();
         }

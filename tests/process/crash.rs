@@ -11,9 +11,9 @@ use serde_json::json;
 
 use crate::support::app::App;
 use crate::support::http::Client;
-use crate::support::repeatedly;
 use crate::support::servers;
 use crate::support::setup::Setup;
+use crate::support::{Random, repeatedly};
 
 const CRASHES: usize = 100;
 const WRITERS: usize = 4;
@@ -45,14 +45,13 @@ impl Writer {
 #[test]
 fn after_100_crashes_every_acknowledged_write_is_there_once() {
     let seed = 41_u64;
-    let mut random = seed;
+    let mut random = Random(seed);
     let setup = Setup::shared();
     setup.migrate();
     let writers: Vec<_> = (0..WRITERS).map(|_| Mutex::<Writer>::default()).collect();
     let mut restarts = Vec::new();
 
     for crash in 0..=CRASHES {
-        random = random.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
         let launched = Instant::now();
         let app = setup.clone().start_migrated();
         restarts.push(launched.elapsed());
@@ -62,7 +61,7 @@ fn after_100_crashes_every_acknowledged_write_is_there_once() {
                 let (app, stop) = (&app, &stop);
                 scope.spawn(move || writer.lock().unwrap().write(name, app, stop));
             }
-            repeatedly(Duration::from_millis(20 + (random >> 56)), || {});
+            repeatedly(Duration::from_millis(20 + random.below_power(8)), || {});
             // The last time everything is finished.
             if crash < CRASHES {
                 app.signal(Signal::KILL);

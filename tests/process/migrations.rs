@@ -7,7 +7,7 @@ use serde_json::json;
 
 use crate::support::servers;
 use crate::support::setup::Setup;
-use crate::support::{eventually, repeatedly};
+use crate::support::{Random, eventually, repeatedly};
 
 /// Makes each statement that changes the schema of `database` wait for `seconds` first.
 fn slow_down(database: &str, seconds: f64) {
@@ -120,13 +120,12 @@ fn killed_half_way_ten_times_it_still_arrives() {
     let setup = Setup::shared();
     slow_down(setup.database(), 0.05);
     let seed = 20_261_121_u64;
-    let mut random = seed;
+    let mut random = Random(seed);
     let (mut killed, mut refused) = (0, 0);
 
     for _ in 0..10 {
-        random = random.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
         let mut runner = spawn(&setup);
-        repeatedly(Duration::from_millis(random >> 56), || {});
+        repeatedly(Duration::from_millis(random.below_power(8)), || {});
         match runner.try_wait().unwrap() {
             None => killed += 1,
             Some(status) => refused += u32::from(!status.success()),

@@ -37,6 +37,17 @@ pub fn repeatedly(time: Duration, mut work: impl FnMut()) {
     }
 }
 
+/// A linear congruential generator: the same numbers in each run.
+pub struct Random(pub u64);
+
+impl Random {
+    /// Up to 2^`bits`.
+    pub fn below_power(&mut self, bits: u32) -> u64 {
+        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        self.0 >> (64 - bits)
+    }
+}
+
 /// A port that is free now, below the range from which the system takes those of outgoing connections.
 pub fn free_port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
