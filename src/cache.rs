@@ -11,7 +11,7 @@
 //! until then, at most [`MAX_TTL`] after it was read.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant, SystemTime};
 
 use redis::aio::MultiplexedConnection;
@@ -97,7 +97,7 @@ impl Cache {
 
     /// Opens a connection beside that of the cache, and notes whether the credentials are refused.
     pub async fn connect(&self, limit: Duration) -> Result<MultiplexedConnection, RedisError> {
-        let client = self.client();
+        let client = self.client().clone();
         let result = client.connect(limit).await;
         if result.as_ref().is_err_and(|error| error_class(error) == "authentication") {
             self.0.refused.notify_one();
@@ -216,8 +216,8 @@ impl Cache {
         format!("{}{key}", self.0.prefix)
     }
 
-    fn client(&self) -> RedisClient {
-        self.0.client.read().unwrap_or_else(PoisonError::into_inner).clone()
+    fn client(&self) -> RwLockReadGuard<'_, RedisClient> {
+        self.0.client.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn unplaced(&self) -> MutexGuard<'_, HashMap<String, Instant>> {

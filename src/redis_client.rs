@@ -9,7 +9,7 @@ use redis::{AsyncConnectionConfig, Client, ConnectionAddr, IntoConnectionInfo, R
 use crate::address::RedisAddress;
 use crate::secret::ExposeSecret;
 
-/// An address with its credentials. Cloning is cheap and shares the connection.
+/// An address with its credentials. A clone shares the connection.
 #[derive(Clone)]
 pub struct RedisClient {
     client: Client,

@@ -42,10 +42,7 @@ pub fn overload(app: &App) -> Overload {
         repeatedly(TIME, || {
             let probe = Instant::now();
             for path in ["/health/live", "/health/ready"] {
-                let mut client = app.client();
-                client.stream.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
-                let answer = client.try_request("GET", path, &[], "");
-                failed_probes += usize::from(answer.is_none_or(|answer| answer.status != 200));
+                failed_probes += usize::from(app.probe(path).is_none_or(|answer| answer.status != 200));
             }
             slowest_probe = slowest_probe.max(probe.elapsed());
             highest = highest.max(app.resident_kib());

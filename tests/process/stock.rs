@@ -85,11 +85,7 @@ fn outage(kind: &str, loss: Loss, path: &str, status: u16) {
         loss.begin(&server, &proxy);
         repeatedly(Duration::from_secs(6), || {});
         loss.end(&server, &proxy);
-        back = in_time(|| {
-            let mut client = app.client();
-            client.stream.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
-            client.try_request("GET", path, &[], "").is_some_and(|answer| answer.status == status)
-        });
+        back = in_time(|| app.probe(path).is_some_and(|answer| answer.status == status));
     });
     println!(
         "{kind} {loss:?}: {} requests, {} failed, slowest {:?}; answering {back} its return",
@@ -124,9 +120,7 @@ fn g7_readiness_of_a_busy_pool() {
         (0..10).map(|_| sent(&app, b"POST /naive/4500 HTTP/1.1\r\nhost: a\r\n\r\n")).collect();
     repeatedly(Duration::from_millis(500), || {});
     let start = Instant::now();
-    let mut client = app.client();
-    client.stream.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
-    let answer = client.try_request("GET", "/health/ready", &[], "");
+    let answer = app.probe("/health/ready");
     println!("a probe of a second: {:?} after {:?}", answer.map(|answer| answer.status), start.elapsed());
 }
 
@@ -190,11 +184,7 @@ fn g25_descriptors() {
         .collect();
     let live = in_time(|| {
         let client = TcpStream::connect_timeout(&app.address, Duration::from_secs(1));
-        client.is_ok() && {
-            let mut client = app.client();
-            client.stream.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
-            client.try_request("GET", "/health/live", &[], "").is_some()
-        }
+        client.is_ok() && app.probe("/health/live").is_some()
     });
     println!("200 clients, 64 descriptors: a probe is answered {live}");
 }

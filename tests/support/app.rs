@@ -66,6 +66,13 @@ impl App {
         self.client().get(path)
     }
 
+    /// The answer to GET `path` for somebody who waits a second, as a probe does.
+    pub fn probe(&self, path: &str) -> Option<Response> {
+        let mut client = Client::try_connect(self.address)?;
+        client.stream.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+        client.try_request("GET", path, &[], "")
+    }
+
     pub fn client(&self) -> Client {
         Client::connect(self.address)
     }
