@@ -1,7 +1,7 @@
 # The commands of daily work. Each is a line or a script that works without make as well.
 
 .DEFAULT_GOAL := help
-.PHONY: bench fmt fuzz guarantees help image run sabotage secrets soak sqlx test test-stack
+.PHONY: bench deploy fmt fuzz guarantees help image meter push rollback run sabotage scan secrets soak sqlx test test-stack
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s%s\n", $$1, $$2 }' Makefile
@@ -17,6 +17,21 @@ test-stack: ## Run the tests of the image and the stacks; needs a Docker engine
 
 image: ## Build the image, labelled with version and revision
 	@scripts/build-image
+
+scan: ## Look for known vulnerabilities in the image, with trivy or grype
+	@scripts/scan
+
+push: ## Push the image to REGISTRY, by version and revision
+	@scripts/push
+
+deploy: ## Put TAG into service on this machine, blue-green
+	@deploy/release "$(TAG)"
+
+rollback: ## Go back to the release before
+	@deploy/release --rollback
+
+meter: ## Measure what a deploy loses: METER=ADDRESS,PER_SECOND,SECONDS
+	cargo test --quiet --test stack meter::meter -- --ignored --exact --nocapture
 
 secrets: ## Make the secrets of the production stack, once
 	@deploy/make-secrets

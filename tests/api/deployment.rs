@@ -14,17 +14,26 @@ fn read(path: &str) -> String {
 const COMPOSE: [&str; 4] =
     ["docker-compose.yml", "docker-compose.prod.yml", "deploy/compose/staging.yml", "deploy/compose/tls.yml"];
 
-/// The word after the first `name` in a file, without what ends a directive.
+/// The word after the first `name` behind the first `section` of a file, without what ends a directive.
 #[track_caller]
-fn value(path: &str, name: &str) -> String {
+fn value_in(path: &str, section: &str, name: &str) -> String {
     let text = read(path);
-    let rest = text.split(name).nth(1).unwrap_or_else(|| panic!("{path} has no {name}"));
-    rest.split_whitespace().next().unwrap().trim_end_matches(';').to_owned()
+    let rest = text.split_once(section).and_then(|(_, rest)| rest.split_once(name));
+    let rest = rest.unwrap_or_else(|| panic!("{path} has no {section} {name}")).1;
+    rest.split_whitespace().next().unwrap().trim_matches([';', '"', '}', ',']).to_owned()
 }
 
 #[track_caller]
-fn duration(path: &str, name: &str) -> Duration {
-    humantime::parse_duration(&value(path, name)).unwrap()
+fn value(path: &str, name: &str) -> String {
+    value_in(path, "", name)
+}
+
+/// A number without a unit is seconds.
+#[track_caller]
+fn duration(path: &str, section: &str, name: &str) -> Duration {
+    let value = value_in(path, section, name);
+    let seconds = value.parse().map(Duration::from_secs);
+    seconds.unwrap_or_else(|_| humantime::parse_duration(&value).unwrap())
 }
 
 #[track_caller]
@@ -89,28 +98,75 @@ fn the_example_environment_has_each_variable_with_its_default() {
 }
 
 #[test]
-fn limits_keep_their_order_from_the_service_outwards() {
+fn sizes_are_the_same_in_nginx_and_in_the_service() {
     let nginx = "deploy/nginx/nginx.conf";
-    let service = "deploy/nginx/service.conf";
-    let upstream = read(nginx);
-    let upstream = upstream.split("upstream app {").nth(1).unwrap();
-    let keepalive = upstream.split("keepalive_timeout ").nth(1).unwrap().split(';').next().unwrap();
-    let keepalive = humantime::parse_duration(keepalive).unwrap();
-
-    // The one that closes first must be the one that sends requests.
-    assert!(keepalive < setting("http.header_timeout"));
-    assert!(setting("http.request_timeout") < duration(service, "proxy_read_timeout "));
-    assert!(duration(service, "proxy_connect_timeout ") < duration(service, "proxy_next_upstream_timeout "));
     assert_eq!(value(nginx, "client_max_body_size "), "1m");
     assert_eq!(KEYS["http.max_body_bytes"], (1 << 20).to_string());
     assert_eq!(value(nginx, "large_client_header_buffers 4 "), "8k");
     assert_eq!(KEYS["http.max_uri_bytes"], (8 << 10).to_string());
+}
 
-    let production = read("docker-compose.prod.yml");
-    let app = production.split("x-app: ").nth(1).unwrap();
-    let grace = app.split("stop_grace_period: ").nth(1).unwrap().split_whitespace().next().unwrap();
-    assert_eq!(humantime::parse_duration(grace).unwrap(), setting("shutdown.grace"));
-    let proxy = production.split("  nginx:").nth(1).unwrap();
-    let grace = proxy.split("stop_grace_period: ").nth(1).unwrap().split_whitespace().next().unwrap();
-    assert!(duration(nginx, "worker_shutdown_timeout ") < humantime::parse_duration(grace).unwrap());
+/// G39: each inner time ends before the outer one, in whatever file they stand.
+#[test]
+fn timeouts_keep_their_order_over_all_files() {
+    let (nginx, service) = ("deploy/nginx/nginx.conf", "deploy/nginx/service.conf");
+    let (compose, release) = ("docker-compose.prod.yml", "deploy/release");
+    let named = |key: &'static str| (key, setting(key));
+    let in_nginx = |name: &'static str| (name, duration(nginx, "http {", name));
+    let in_service = |name: &'static str| (name, duration(service, "", name));
+    let workers = ("worker_shutdown_timeout ", duration(nginx, "", "worker_shutdown_timeout "));
+    let health = ("HEALTHCHECK --timeout", duration("Dockerfile", "HEALTHCHECK", "--timeout="));
+    let upstream = ("upstream keepalive_timeout", duration(nginx, "upstream app {", "keepalive_timeout "));
+    let grace = ("shutdown.grace", setting("shutdown.grace"));
+    let stages = ["ready_delay", "drain_timeout", "pool_close_timeout"];
+    let stages = stages.map(|stage| setting(&format!("shutdown.{stage}"))).iter().sum();
+
+    let orders: &[&[(&str, Duration)]] = &[
+        // A request: the innermost wait gives up first, so that the error is the precise one.
+        &[
+            named("redis.operation_timeout"),
+            named("database.acquire_timeout"),
+            named("database.lock_timeout"),
+            named("database.statement_timeout"),
+            named("http.request_timeout"),
+            in_service("proxy_read_timeout "),
+            workers,
+        ],
+        &[in_service("proxy_connect_timeout "), in_service("proxy_next_upstream_timeout ")],
+        // G18: who sends the requests closes an idle connection first.
+        &[upstream, named("http.header_timeout")],
+        // A reload: a client's last request, then old workers, then who waits for them.
+        &[
+            in_nginx("keepalive_min_timeout "),
+            workers,
+            ("nginx stop_grace_period", duration(compose, "  nginx:", "stop_grace_period: ")),
+            ("SETTLE_TIMEOUT", duration(release, "", "SETTLE_TIMEOUT=")),
+        ],
+        // A stop: nginx has noticed before the listener closes, and a request ends within the drain.
+        &[in_nginx("valid="), named("shutdown.ready_delay")],
+        &[named("http.request_timeout"), named("shutdown.drain_timeout"), ("stages", stages), grace],
+        // Health: a check, then who asks for its result.
+        &[named("health.timeout"), named("health.interval"), health],
+        &[
+            ("HEALTHCHECK --start-period", duration("Dockerfile", "HEALTHCHECK", "--start-period=")),
+            ("START_TIMEOUT", duration(release, "", "START_TIMEOUT:-")),
+        ],
+    ];
+    for order in orders {
+        for pair in order.windows(2) {
+            assert!(pair[0].1 < pair[1].1, "{pair:?}");
+        }
+    }
+    assert_eq!(duration(compose, "x-app: ", "stop_grace_period: "), grace.1);
+}
+
+/// While a release is made both colours run.
+#[test]
+fn both_colours_fit_into_the_database() {
+    let compose = "docker-compose.prod.yml";
+    let number = |name: &str| value(compose, name).trim_end_matches('}').parse::<f64>().unwrap();
+    // Pool by the CPUs, and up to three sessions besides.
+    let sessions = 2.0 * number("APP_REPLICAS:-") * (4.0 * number("cpus: \"${APP_CPUS:-") + 3.0);
+    // The migration, the backup, and what PostgreSQL keeps for its superuser.
+    assert!(sessions + 5.0 <= number("POSTGRES_MAX_CONNECTIONS:-"), "{sessions}");
 }

@@ -103,7 +103,7 @@ pub fn image() -> &'static (Checkout, Duration) {
 }
 
 /// Ends a project, with its data.
-const DOWN: [&str; 4] = ["down", "--volumes", "--timeout", "5"];
+const DOWN: [&str; 6] = ["--profile", "*", "down", "--volumes", "--timeout", "5"];
 
 /// A compose project; its containers, networks and volumes are removed when this is dropped.
 pub struct Project {
@@ -118,21 +118,29 @@ impl Project {
         Self { name, files: files.to_vec(), variables: variables.to_vec() }
     }
 
-    /// The same project from other files. It is removed with either.
-    pub fn with_files(&self, files: &[PathBuf], variables: &[(&'static str, String)]) -> Self {
-        Self { name: self.name.clone(), files: files.to_vec(), variables: variables.to_vec() }
+    /// The same project with another file and variable. It is removed with either.
+    pub fn with(&self, file: PathBuf, variable: (&'static str, String)) -> Self {
+        let files = [&self.files[..], &[file]].concat();
+        let variables = [&self.variables[..], &[variable]].concat();
+        Self { name: self.name.clone(), files, variables }
     }
 
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new("docker");
-        command.args(["compose", "--project-name", &self.name]);
-        for file in &self.files {
-            command.arg("--file").arg(file);
-        }
-        // A file of the developer's own must not decide.
-        command.args(["--env-file", "/dev/null"]).args(arguments);
-        command.envs(self.variables.iter().map(|(name, value)| (*name, value)));
+        command.arg("compose").args(arguments).envs(self.environment());
         command
+    }
+
+    /// What tells any `docker compose` about this project.
+    pub fn environment(&self) -> impl Iterator<Item = (&'static str, String)> {
+        let files: Vec<_> = self.files.iter().map(|file| file.to_str().unwrap()).collect();
+        let own = [
+            ("COMPOSE_PROJECT_NAME", self.name.clone()),
+            ("COMPOSE_FILE", files.join(":")),
+            // A file of the developer's own must not decide.
+            ("COMPOSE_ENV_FILES", "/dev/null".to_owned()),
+        ];
+        own.into_iter().chain(self.variables.iter().cloned())
     }
 
     #[track_caller]
@@ -140,10 +148,12 @@ impl Project {
         run(&mut self.command(arguments))
     }
 
-    /// Identifiers of the containers of `service`.
+    /// Names of the containers of `service`.
     pub fn containers(&self, service: &str) -> Vec<String> {
-        let list = self.compose(&["ps", "--all", "--quiet", service]);
-        list.lines().map(ToOwned::to_owned).collect()
+        let list = self.compose(&["--profile", "*", "ps", "--all", "--format", "{{.Name}}", service]);
+        let mut names: Vec<_> = list.lines().map(ToOwned::to_owned).collect();
+        names.sort_unstable();
+        names
     }
 
     pub fn network(&self, name: &str) -> String {

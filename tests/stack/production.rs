@@ -1,68 +1,26 @@
 //! The production stack, as docker-compose.prod.yml has it: served through nginx, attacked, and taken apart.
 
-use std::fs;
-use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use tempfile::TempDir;
 
-use crate::docker::{IMAGE, Project, await_health, docker, image, inspect, probe, root, run};
-use crate::support::http::Client;
+use crate::attack;
+use crate::docker::{IMAGE, await_health, docker, inspect, probe, root, run};
+use crate::stack::Stack;
+use crate::support::meter::Meter;
 use crate::support::{eventually, free_port};
-use crate::{attack, load};
 
 /// What the service may use, in bytes.
 const MEMORY: u64 = 128 << 20;
 
-struct Stack {
-    project: Project,
-    address: SocketAddr,
-    secrets: TempDir,
-    variables: Vec<(&'static str, String)>,
-}
-
-impl Stack {
-    fn start() -> Self {
-        image();
-        let secrets = TempDir::new().unwrap();
-        let folder = secrets.path().to_str().unwrap().to_owned();
-        run(Command::new(root().join("deploy/make-secrets")).env("SECRETS_DIR", &folder));
-        let port = free_port();
-        let variables = vec![
-            ("APP_IMAGE", IMAGE.to_owned()),
-            ("APP_TAG", "clean".to_owned()),
-            ("HTTP_BIND", "127.0.0.1".to_owned()),
-            ("HTTP_PORT", port.to_string()),
-            ("SECRETS_DIR", folder),
-        ];
-        let project = Project::new("drydock-prod", &[root().join("docker-compose.prod.yml")], &variables);
-        project.compose(&["up", "--detach", "--wait", "--wait-timeout", "120"]);
-        Self { project, address: ([127, 0, 0, 1], port).into(), secrets, variables }
-    }
-
-    fn client(&self) -> Client {
-        Client::connect(self.address)
-    }
-
-    /// Container of the first replica.
-    fn app(&self) -> String {
-        self.project.containers("app").remove(0)
-    }
-
-    fn secret(&self, name: &str) -> String {
-        fs::read_to_string(self.secrets.path().join(name)).unwrap()
-    }
-}
-
 #[test]
 fn the_production_stack() {
     let start = Instant::now();
-    let stack = Stack::start();
+    let stack = Stack::start("drydock-prod");
     println!("up and healthy after {:.1?}", start.elapsed());
-    let checks: [(&str, fn(&Stack)); 13] = [
+    type Check = fn(&Stack);
+    let checks: [(&str, Check); 13] = [
         ("serves through its front door", serves_through_its_front_door),
         ("follows a request by its id", follows_a_request_by_its_id),
         ("shows the world no metrics and no details", shows_no_metrics_and_no_details),
@@ -119,7 +77,7 @@ fn follows_a_request_by_its_id(stack: &Stack) {
             stack.project.log(service).into_iter().find(|line| line["request_id"] == "from-the-caller")
         })
     };
-    let (edge, inner) = (find("nginx"), find("app"));
+    let (edge, inner) = (find("nginx"), find("blue"));
     assert!(edge["traceparent"].as_str().unwrap().contains(trace_id), "{edge}");
     assert_eq!((&edge["status"], &edge["path"]), (&json!(200), &json!("/v1/links")));
     assert_eq!(inner["trace_id"], trace_id);
@@ -135,7 +93,7 @@ fn shows_no_metrics_and_no_details(stack: &Stack) {
     assert_eq!(client.get("/health/ready").json(), json!({"status": "ready"}));
     let front = stack.project.network("front");
     let ask =
-        |path: &str| probe(&["--network", &front], &["wget", "-qO-", &format!("http://app:9090{path}")]);
+        |path: &str| probe(&["--network", &front], &["wget", "-qO-", &format!("http://blue:9090{path}")]);
     let (asked, metrics) = ask("/metrics");
     assert!(asked && metrics.contains("http_request_duration_seconds_bucket"));
     let (asked, details) = ask("/health/ready");
@@ -151,7 +109,7 @@ fn migrates_once(stack: &Stack) {
 }
 
 fn is_hardened(stack: &Stack) {
-    for service in ["nginx", "app", "postgres", "redis"] {
+    for service in ["nginx", "blue", "postgres", "redis"] {
         let container = stack.project.containers(service).remove(0);
         let details = inspect("container", &container);
         let host = &details["HostConfig"];
@@ -240,7 +198,7 @@ fn listening(cpus: &str) -> Value {
 }
 
 fn is_sized_to_its_container(stack: &Stack) {
-    let log = stack.project.log("app");
+    let log = stack.project.log("blue");
     let line = log.iter().find(|line| line["message"] == "listening").unwrap();
     assert_eq!((&line["worker_threads"], &line["database_connections"]), (&json!(1), &json!(4)));
     // The same image with another quota.
@@ -272,14 +230,14 @@ fn keeps_its_networks_apart(stack: &Stack) {
         let network = stack.project.network(network);
         probe(&["--network", &network], &["nc", "-w", "2", host, port]).0
     };
-    assert!(reaches("front", "app", "8080"));
+    assert!(reaches("front", "blue", "8080"));
     assert!(
         reaches("back", "postgres", "5432")
             && reaches("back", "redis", "6379")
-            && reaches("back", "app", "8080")
+            && reaches("back", "blue", "8080")
     );
     for (network, host, port) in [
-        ("edge", "app", "8080"),
+        ("edge", "blue", "8080"),
         ("edge", "postgres", "5432"),
         ("front", "postgres", "5432"),
         ("front", "redis", "6379"),
@@ -316,7 +274,7 @@ fn shows_no_secret(stack: &Stack) {
     for name in ["postgres_password", "database_password", "redis_password"] {
         let secret = stack.secret(name);
         assert_eq!(secret.len(), 64);
-        for service in ["nginx", "app", "migrate", "postgres", "redis"] {
+        for service in ["nginx", "blue", "migrate", "postgres", "redis"] {
             for container in stack.project.containers(service) {
                 assert!(!docker(&["inspect", &container]).contains(&secret), "{name} of {service}");
                 if service != "migrate" {
@@ -345,29 +303,23 @@ fn shows_no_secret(stack: &Stack) {
 
 fn stops_a_replica_under_load(stack: &Stack) {
     let replica = stack.app();
-    let (stopped, tally) = load::clients(stack.address, 16, |tally| {
-        eventually(Duration::from_secs(20), "300 answers", || (tally.answered() > 300).then_some(()));
+    let meter = Meter::new(stack.address, 200);
+    let (stopped, findings) = meter.run(|| {
+        eventually(Duration::from_secs(20), "300 answers", || (meter.answered() > 300).then_some(()));
         let start = Instant::now();
         docker(&["stop", &replica]);
         let stopped = start.elapsed();
         // Until nginx has asked for the names again, and would have tried the address again.
-        let (seen, since) = (tally.answered(), Instant::now());
-        eventually(Duration::from_secs(30), "300 more, for 8 s", || {
-            (tally.answered() > seen + 300 && since.elapsed() > Duration::from_secs(8)).then_some(())
-        });
+        let seen = meter.answered();
+        eventually(Duration::from_secs(30), "8 s more", || (meter.answered() > seen + 1600).then_some(()));
         stopped
     });
     let state = inspect("container", &replica)["State"].take();
-    println!(
-        "stopped after {stopped:.1?} of 30 s; {} requests answered, {} not, slowest {} ms",
-        tally.answered(),
-        tally.bad(),
-        tally.slowest_ms()
-    );
+    println!("stopped after {stopped:.1?} of 30 s; {findings}");
     assert_eq!((&state["ExitCode"], &state["OOMKilled"]), (&json!(0), &json!(false)));
     assert!(stopped < Duration::from_secs(15), "{stopped:?}");
-    assert_eq!(tally.bad(), 0);
-    assert!(tally.slowest_ms() < 3000);
+    assert_eq!(findings.losses(), 0);
+    assert!(findings.slowest < Duration::from_secs(3));
 }
 
 fn notices_replicas(stack: &Stack) {
@@ -435,16 +387,16 @@ fn survives_an_attack(stack: &Stack) {
     assert!(connections > 1000 && most > 0.0);
     await_health(&app, "healthy", Duration::from_secs(60));
     // And through the front door, as if nothing had been.
-    let (_, tally) = load::clients(stack.address, 8, |tally| {
-        eventually(Duration::from_secs(20), "300 answers", || (tally.answered() > 300).then_some(()));
+    let meter = Meter::new(stack.address, 200);
+    let ((), findings) = meter.run(|| {
+        eventually(Duration::from_secs(20), "300 answers", || (meter.answered() > 300).then_some(()));
     });
-    assert_eq!(tally.bad(), 0);
+    assert_eq!(findings.losses(), 0, "{findings}");
 }
 
 fn speaks_tls_and_http2(stack: &Stack) {
     let port = free_port();
-    let (key, certificate) =
-        (stack.secrets.path().join("tls_key"), stack.secrets.path().join("tls_certificate"));
+    let (key, certificate) = (stack.secrets().join("tls_key"), stack.secrets().join("tls_certificate"));
     let mut request = Command::new("openssl");
     request.args([
         "req",
@@ -460,11 +412,7 @@ fn speaks_tls_and_http2(stack: &Stack) {
     request.args(["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]);
     run(request.arg("-keyout").arg(&key).arg("-out").arg(&certificate));
     run(Command::new("chmod").arg("0444").arg(&key).arg(&certificate));
-    let files: Vec<PathBuf> =
-        ["docker-compose.prod.yml", "deploy/compose/tls.yml"].iter().map(|file| root().join(file)).collect();
-    let mut variables = stack.variables.clone();
-    variables.push(("HTTPS_PORT", port.to_string()));
-    let project = stack.project.with_files(&files, &variables);
+    let project = stack.project.with(root().join("deploy/compose/tls.yml"), ("HTTPS_PORT", port.to_string()));
     project.compose(&["up", "--detach", "--wait", "--wait-timeout", "60", "--no-deps", "nginx"]);
 
     let mut curl = Command::new("curl");

@@ -17,7 +17,7 @@ use super::report::{Fate, Report, Sample};
 use super::servers::block_on;
 
 /// An answer that takes longer will never come.
-const LIMIT: Duration = Duration::from_secs(15);
+pub const LIMIT: Duration = Duration::from_secs(15);
 
 /// One kind of request.
 pub struct Load {
@@ -103,8 +103,12 @@ impl Load {
             let due = due.tick().await;
             let (address, request, idle) = (self.address, Rc::clone(&request), Rc::clone(&idle));
             requests.push(tokio::task::spawn_local(async move {
-                let fate = tokio::time::timeout(LIMIT, exchange(address, &request, &idle)).await;
-                Sample { due: due.into(), time: due.elapsed(), fate: fate.unwrap_or(Fate::Lost) }
+                idle.borrow_mut().retain(is_open);
+                let kept = idle.borrow_mut().pop();
+                let fate = tokio::time::timeout(LIMIT, exchange(address, &request, kept)).await;
+                let (fate, kept) = fate.unwrap_or((Fate::Lost, None));
+                idle.borrow_mut().extend(kept);
+                Sample { due: due.into(), time: due.elapsed(), fate }
             }));
         }
         let mut samples = Vec::new();
@@ -115,37 +119,42 @@ impl Load {
     }
 }
 
-async fn exchange(address: SocketAddr, request: &[u8], idle: &RefCell<Vec<TcpStream>>) -> Fate {
-    // The other side may have closed it meanwhile: then there is something to read, the end.
-    idle.borrow_mut().retain(|stream| stream.try_read(&mut [0]).is_err());
-    let kept = idle.borrow_mut().pop();
+/// The other side may close an idle connection: then there is something to read, the end.
+pub fn is_open(idle: &TcpStream) -> bool {
+    idle.try_read(&mut [0]).is_err()
+}
+
+/// Sends a request, and gives the connection back when it stays open.
+pub async fn exchange(
+    address: SocketAddr,
+    request: &[u8],
+    kept: Option<TcpStream>,
+) -> (Fate, Option<TcpStream>) {
     let mut stream = match kept {
         Some(stream) => stream,
         None => match TcpStream::connect(address).await {
             Ok(stream) => stream,
-            Err(_) => return Fate::Refused,
+            Err(_) => return (Fate::Refused, None),
         },
     };
     if stream.write_all(request).await.is_err() {
-        return Fate::Lost;
+        return (Fate::Lost, None);
     }
     let mut received = Vec::new();
     loop {
         match stream.read_buf(&mut received).await {
             Ok(count) if count > 0 => {}
-            _ => return Fate::Lost,
+            _ => return (Fate::Lost, None),
         }
         if let Some((answer, _)) = Response::parse(&received, false) {
-            if answer.header("connection") != Some("close") {
-                idle.borrow_mut().push(stream);
-            }
-            return Fate::Answered(answer);
+            let kept = (answer.header("connection") != Some("close")).then_some(stream);
+            return (Fate::Answered(answer), kept);
         }
     }
 }
 
 /// Ends the load also when an assertion fails.
-fn stop_after(stop: &AtomicBool, during: impl FnOnce()) {
+pub fn stop_after(stop: &AtomicBool, during: impl FnOnce()) {
     let result = catch_unwind(AssertUnwindSafe(during));
     stop.store(true, Ordering::Relaxed);
     result.unwrap_or_else(|panic| resume_unwind(panic));

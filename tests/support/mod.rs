@@ -1,10 +1,11 @@
 //! What the tests share: private servers that can be broken and a proxy that breaks the way to them, the service as a
-//! process, a raw HTTP client, and load that knows the fate of each request.
+//! process, a raw HTTP client, load that knows the fate of each request, and the loss meter.
 #![expect(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
 
 pub mod app;
 pub mod http;
 pub mod load;
+pub mod meter;
 pub mod proxy;
 pub mod report;
 pub mod servers;

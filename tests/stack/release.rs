@@ -1,0 +1,266 @@
+//! Releases on a production stack under load: what is lost while they succeed, fail, and are cut off.
+
+use std::io::{BufRead, BufReader, Lines};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, ChildStderr, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::docker::{Checkout, IMAGE, build_image, docker, image, run};
+use crate::stack::Stack;
+use crate::support::eventually;
+use crate::support::meter::{Findings, Meter};
+
+/// Requests a second.
+const RATE: u32 = 200;
+
+/// The next release, with a schema of its own, and one for each way in which a release can be bad.
+fn build_releases() {
+    image();
+    let build = |tag: &str, edit: fn(&Checkout)| {
+        let checkout = Checkout::new();
+        edit(&checkout);
+        build_image(&checkout, tag, &[]);
+    };
+    build("next", |checkout| {
+        let migration = checkout.path().join("migrations/20991231000000_add_note.sql");
+        std::fs::write(migration, "alter table links add column note text;\n").unwrap();
+    });
+    // Ready, without one of its routes.
+    build("lying", |checkout| {
+        checkout.edit("src/links/mod.rs", r#".route("/v1/links", "#, r#".route("/v2/links", "#);
+    });
+    // Fails real requests, but none that deploy/checks has.
+    build("late", |checkout| {
+        let found = "let target = target.ok_or(Error::NotFound)?;";
+        checkout.edit("src/links/handlers.rs", found, &format!(r#"{found} assert_eq!(target, "");"#));
+    });
+    let unready = "APP__REDIS__PORT=1 APP__HEALTH__REDIS=required";
+    for (tag, settings) in [("unready", unready), ("refusing", "APP__NONSENSE=1")] {
+        let folder = tempfile::TempDir::new().unwrap();
+        std::fs::write(folder.path().join("Dockerfile"), format!("FROM {IMAGE}:clean\nENV {settings}\n"))
+            .unwrap();
+        docker(&["build", "--quiet", "--tag", &format!("{IMAGE}:{tag}"), folder.path().to_str().unwrap()]);
+    }
+}
+
+fn release(stack: &Stack, arguments: &[&str]) -> Command {
+    let mut command = stack.command("release", arguments);
+    command.env("WATCH", "2").env("START_TIMEOUT", "10");
+    command
+}
+
+#[track_caller]
+fn succeeds(command: &mut Command) {
+    run(command);
+}
+
+/// Runs a release that has to fail, for this reason.
+#[track_caller]
+fn fails(command: &mut Command, reason: &str) {
+    let Output { status, stderr, .. } = command.output().unwrap();
+    let stderr = String::from_utf8(stderr).unwrap();
+    assert_eq!(status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains(reason), "{stderr}");
+}
+
+/// A release that is under way, in a process group of its own.
+struct Running {
+    child: Child,
+    lines: Lines<BufReader<ChildStderr>>,
+}
+
+impl Running {
+    fn start(command: &mut Command) -> Self {
+        let mut child =
+            command.stderr(Stdio::piped()).stdout(Stdio::null()).process_group(0).spawn().unwrap();
+        let lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        Self { child, lines }
+    }
+
+    #[track_caller]
+    fn says(&mut self, text: &str) {
+        assert!(self.lines.any(|line| line.unwrap().contains(text)), "it never said {text}");
+    }
+
+    /// Sends a signal to it and all that it has started; returns its exit code.
+    fn signal(mut self, signal: &str) -> Option<i32> {
+        run(Command::new("kill").args([signal, "--", &format!("-{}", self.child.id())]));
+        self.child.wait().unwrap().code()
+    }
+}
+
+/// Kills a release when it says `text`, as a crash of the machine would.
+#[track_caller]
+fn cut_off(command: &mut Command, text: &str) {
+    let mut release = Running::start(command);
+    release.says(text);
+    release.signal("-KILL");
+}
+
+/// What serves: the tag of each replica in nginx's list.
+fn serving(stack: &Stack) -> Vec<String> {
+    let image = |name: String| docker(&["inspect", "--format", "{{.Config.Image}}", &name]);
+    let tag = |name| image(name).trim().trim_start_matches(&format!("{IMAGE}:")).to_owned();
+    serving_names(stack).into_iter().map(tag).collect()
+}
+
+fn serving_names(stack: &Stack) -> Vec<String> {
+    let status = run(&mut release(stack, &["--status"]));
+    status.split("Requests go to:\n").nth(1).unwrap().lines().map(ToOwned::to_owned).collect()
+}
+
+/// The release that does not serve.
+fn other(stack: &Stack) -> &'static str {
+    if serving(stack)[0] == "clean" { "next" } else { "clean" }
+}
+
+/// Runs `work` under load, prints what was lost, and requires it to be nothing.
+#[track_caller]
+fn loses_nothing(stack: &Stack, what: &str, work: impl FnOnce(&Meter)) {
+    let findings = under_load(stack, what, work);
+    assert_eq!(findings.losses(), 0, "{findings}");
+    assert!(findings.requests > 1000, "{findings}");
+}
+
+fn under_load(stack: &Stack, what: &str, work: impl FnOnce(&Meter)) -> Findings {
+    let meter = Meter::new(stack.address, RATE);
+    let ((), findings) = meter.run(|| {
+        eventually(Duration::from_secs(20), "answers", || (meter.answered() > 100).then_some(()));
+        work(&meter);
+        let seen = meter.answered();
+        eventually(Duration::from_secs(20), "answers", || (meter.answered() > seen + 100).then_some(()));
+    });
+    println!("{what}: {findings}");
+    findings
+}
+
+#[test]
+fn releases() {
+    build_releases();
+    let stack = Stack::new("drydock-release");
+    succeeds(&mut release(&stack, &["clean"]));
+    assert_eq!(serving(&stack), ["clean", "clean"]);
+    switches(&stack);
+    takes_bad_ones_back(&stack);
+    rolls(&stack);
+    goes_on_after_being_cut_off(&stack);
+    watches(&stack);
+    recreating_loses_requests(&stack);
+    stack.project.remove();
+    assert_eq!(stack.project.remains(), "");
+}
+
+/// Ten times to the other colour; of two releases one has a newer schema, on which the other has to work.
+fn switches(stack: &Stack) {
+    loses_nothing(stack, "10 blue-green releases", |_| {
+        for turn in 0..10 {
+            let tag = if turn % 2 == 0 { "next" } else { "clean" };
+            let start = Instant::now();
+            succeeds(&mut release(stack, &[tag]));
+            println!("{tag} after {:.1?}", start.elapsed());
+            assert_eq!(serving(stack), [tag, tag]);
+        }
+    });
+    let columns = "select count(*) from information_schema.columns where column_name = 'note'";
+    let psql = ["exec", "-T", "postgres", "psql", "-U", "postgres", "-d", "app", "-qtAc", columns];
+    assert_eq!(stack.project.compose(&psql).trim(), "1", "the newer schema");
+}
+
+fn takes_bad_ones_back(stack: &Stack) {
+    loses_nothing(stack, "bad releases", |_| {
+        fails(&mut release(stack, &["refusing"]), "APP__NONSENSE");
+        fails(&mut release(stack, &["no-such-tag"]), "no-such-tag");
+        fails(&mut release(stack, &["unready"]), "not healthy");
+        fails(&mut release(stack, &["lying"]), "GET /v1/links?limit=1 with 404 instead of 200");
+        assert_eq!(serving(stack), ["clean", "clean"]);
+        // There is nothing to go back to: what failed is gone.
+        fails(&mut release(stack, &["--rollback"]), "nothing to go back to");
+    });
+    let level = || {
+        let name = serving_names(stack).remove(0);
+        docker(&["inspect", "--format", "{{.Config.Env}}", &name]).contains("APP__LOG__LEVEL=warn")
+    };
+    loses_nothing(stack, "a new setting, and back by hand", |_| {
+        succeeds(release(stack, &["clean"]).env("LOG_LEVEL", "warn"));
+        assert!(level());
+        let start = Instant::now();
+        succeeds(&mut release(stack, &["--rollback"]));
+        println!("rolled back by hand after {:.1?}, with the other colour stopped", start.elapsed());
+        assert!(!level());
+    });
+}
+
+/// Replica by replica, never more than one beyond what serves.
+fn rolls(stack: &Stack) {
+    loses_nothing(stack, "a rolling release, a bad one, and back by hand", |_| {
+        succeeds(&mut release(stack, &["--rolling", "next"]));
+        assert_eq!(serving(stack), ["next", "next"]);
+        fails(&mut release(stack, &["--rolling", "lying"]), "is taken back");
+        assert_eq!(serving(stack), ["next", "next"]);
+        succeeds(&mut release(stack, &["--rolling", "clean"]));
+        succeeds(&mut release(stack, &["--rollback"]));
+        assert_eq!(serving(stack), ["next", "next"]);
+    });
+}
+
+fn goes_on_after_being_cut_off(stack: &Stack) {
+    loses_nothing(stack, "releases that were cut off", |_| {
+        for line in ["migrating", "starting", "are watched"] {
+            let tag = other(stack);
+            cut_off(&mut release(stack, &[tag]), line);
+            succeeds(&mut release(stack, &[tag]));
+            assert_eq!(serving(stack), [tag, tag], "after {line}");
+        }
+        // With one replica of each.
+        let (before, tag) = (serving(stack), other(stack));
+        cut_off(&mut release(stack, &["--rolling", tag]), "starting 2 of 2");
+        assert_eq!(serving(stack), [tag, before[0].as_str()]);
+        succeeds(&mut release(stack, &["--rollback"]));
+        assert_eq!(serving(stack), before);
+        cut_off(&mut release(stack, &["--rolling", tag]), "starting 2 of 2");
+        succeeds(&mut release(stack, &[tag]));
+        assert_eq!(serving(stack), [tag, tag]);
+        // Two at a time; and one that is told to stop takes itself back.
+        let mut first = Running::start(release(stack, &[&before[0]]).env("WATCH", "60"));
+        first.says("are watched");
+        fails(&mut release(stack, &["lying"]), "another release is under way");
+        assert_eq!(first.signal("-INT"), Some(1));
+        assert_eq!(serving(stack), [tag, tag]);
+    });
+}
+
+/// Real requests fail where no check looks. What is lost until it is taken back is bounded, and then all is well.
+fn watches(stack: &Stack) {
+    let before = serving(stack);
+    let findings = under_load(stack, "a release that fails while it is watched", |_| {
+        let start = Instant::now();
+        fails(release(stack, &["late"]).env("WATCH", "60"), "answers were errors");
+        println!("taken back after {:.1?}", start.elapsed());
+    });
+    assert_eq!(serving(stack), before);
+    assert!(findings.losses() > 0 && findings.losses() < findings.requests / 2, "{findings}");
+    loses_nothing(stack, "afterwards", |meter| {
+        eventually(Duration::from_secs(20), "answers", || (meter.answered() > 1000).then_some(()));
+    });
+    // All of its replicas stop while it is watched: the colour before takes over in the same moment.
+    let tag = other(stack);
+    loses_nothing(stack, "a release whose replicas stop while it is watched", |_| {
+        let mut release = Running::start(release(stack, &[tag]).env("WATCH", "60"));
+        release.says("are watched");
+        for name in serving_names(stack) {
+            docker(&["kill", "--signal", "TERM", &name]);
+        }
+        release.says("is taken back");
+        assert_eq!(release.child.wait().unwrap().code(), Some(1));
+        assert_eq!(serving(stack), before);
+    });
+}
+
+/// The negative control: what the meter shows when compose does it.
+fn recreating_loses_requests(stack: &Stack) {
+    let service = if serving_names(stack)[0].contains("-blue-") { "blue" } else { "green" };
+    let findings = under_load(stack, "docker compose up --force-recreate", |_| {
+        stack.project.compose(&["up", "--detach", "--wait", "--no-deps", "--force-recreate", service]);
+    });
+    assert!(findings.losses() > 0);
+}

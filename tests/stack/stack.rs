@@ -1,0 +1,69 @@
+//! A production stack of its own: secrets, a free port, and the compose file of the repository.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::Command;
+
+use tempfile::TempDir;
+
+use crate::docker::{IMAGE, Project, image, root, run};
+use crate::support::free_port;
+use crate::support::http::Client;
+
+pub struct Stack {
+    pub project: Project,
+    pub address: SocketAddr,
+    secrets: TempDir,
+}
+
+impl Stack {
+    /// Not started yet.
+    pub fn new(name: &str) -> Self {
+        image();
+        let secrets = TempDir::new().unwrap();
+        let folder = secrets.path().to_str().unwrap().to_owned();
+        run(Command::new(root().join("deploy/make-secrets")).env("SECRETS_DIR", &folder));
+        let port = free_port();
+        let variables = [
+            ("APP_IMAGE", IMAGE.to_owned()),
+            ("APP_TAG", "clean".to_owned()),
+            ("HTTP_BIND", "127.0.0.1".to_owned()),
+            ("HTTP_PORT", port.to_string()),
+            ("SECRETS_DIR", folder),
+        ];
+        let project = Project::new(name, &[root().join("docker-compose.prod.yml")], &variables);
+        Self { project, address: ([127, 0, 0, 1], port).into(), secrets }
+    }
+
+    /// Started by compose alone.
+    pub fn start(name: &str) -> Self {
+        let stack = Self::new(name);
+        stack.project.compose(&["up", "--detach", "--wait", "--wait-timeout", "120"]);
+        stack
+    }
+
+    /// A command of deploy/ for this stack.
+    pub fn command(&self, name: &str, arguments: &[&str]) -> Command {
+        let mut command = Command::new(root().join("deploy").join(name));
+        command.args(arguments).envs(self.project.environment());
+        command
+    }
+
+    pub fn client(&self) -> Client {
+        Client::connect(self.address)
+    }
+
+    /// Container of the first replica of blue.
+    pub fn app(&self) -> String {
+        self.project.containers("blue").remove(0)
+    }
+
+    pub fn secrets(&self) -> &Path {
+        self.secrets.path()
+    }
+
+    pub fn secret(&self, name: &str) -> String {
+        fs::read_to_string(self.secrets().join(name)).unwrap()
+    }
+}

@@ -1,0 +1,218 @@
+//! The loss meter: clients that make and follow links through a front door at a fixed rate, and know what they are owed.
+//!
+//! Of five requests one is a POST. Half of all go over sixteen connections that are kept, in turn; the others have each
+//! a connection of its own. No request is sent twice, so whatever is missing in the end was lost on the way.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{HashMap, VecDeque};
+use std::fmt;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use serde_json::json;
+use tokio::net::TcpStream;
+use tokio::task::LocalSet;
+
+use super::http::{Client, Response};
+use super::load::{LIMIT, exchange, is_open, stop_after};
+use super::report::Fate;
+use super::servers::block_on;
+
+/// Connections that are kept.
+const KEPT: usize = 16;
+
+/// What the meter found.
+#[derive(Default)]
+pub struct Findings {
+    pub requests: usize,
+    /// Requests without an answer, or with another one than the right one: when, what and why.
+    pub failed: Vec<String>,
+    /// Links whose making was acknowledged.
+    pub made: usize,
+    /// How many of them are not there.
+    pub missing: usize,
+    /// Links that are there once more than they were made.
+    pub duplicated: usize,
+    pub slowest: Duration,
+    pub time: Duration,
+}
+
+impl Findings {
+    /// How many requests did not get what they were owed.
+    pub fn losses(&self) -> usize {
+        self.failed.len() + self.missing + self.duplicated
+    }
+}
+
+impl fmt::Display for Findings {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            formatter,
+            "{} requests in {} s, {} links made: {} failed, {} missing, {} duplicated, slowest {} ms",
+            self.requests,
+            self.time.as_secs(),
+            self.made,
+            self.failed.len(),
+            self.missing,
+            self.duplicated,
+            self.slowest.as_millis()
+        )?;
+        self.failed.iter().take(5).try_for_each(|failure| write!(formatter, "\n  {failure}"))
+    }
+}
+
+/// Load on one front door.
+pub struct Meter {
+    address: SocketAddr,
+    per_second: u32,
+    /// How the URL of each link of this run begins.
+    run: String,
+    answered: Arc<AtomicUsize>,
+}
+
+/// What the clients share.
+#[derive(Default)]
+struct Clients {
+    answered: Arc<AtomicUsize>,
+    idle: RefCell<VecDeque<TcpStream>>,
+    /// Links whose making was acknowledged: slug and URL.
+    made: RefCell<Vec<(String, String)>>,
+    slowest: Cell<Duration>,
+}
+
+impl Meter {
+    pub fn new(address: SocketAddr, per_second: u32) -> Self {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos();
+        let run = format!("https://example.com/{now}/");
+        Self { address, per_second, run, answered: Arc::default() }
+    }
+
+    /// How many requests have got what they were owed so far.
+    pub fn answered(&self) -> usize {
+        self.answered.load(Ordering::Relaxed)
+    }
+
+    /// Sends requests while `during` runs, whether or not earlier ones are answered, then looks for what was made.
+    pub fn run<T>(&self, during: impl FnOnce() -> T) -> (T, Findings) {
+        let (stop, mut result) = (AtomicBool::new(false), None);
+        let (mut findings, made) = thread::scope(|scope| {
+            let sender = scope.spawn(|| block_on(LocalSet::new().run_until(self.send(&stop))));
+            stop_after(&stop, || result = Some(during()));
+            sender.join().unwrap()
+        });
+        let there = self.links();
+        findings.made = made.len();
+        findings.missing = made.iter().filter(|(_, url)| !there.contains_key(url)).count();
+        findings.duplicated = there.values().map(|count| count - 1).sum();
+        (result.unwrap(), findings)
+    }
+
+    async fn send(&self, stop: &AtomicBool) -> (Findings, Vec<(String, String)>) {
+        let start = Instant::now();
+        let clients = Rc::new(Clients { answered: Arc::clone(&self.answered), ..Clients::default() });
+        let mut requests = Vec::new();
+        let mut ticks = tokio::time::interval(Duration::from_secs(1) / self.per_second);
+        while !stop.load(Ordering::Relaxed) {
+            let due = ticks.tick().await;
+            let turn = requests.len();
+            let (address, url, clients) = (self.address, format!("{}{turn}", self.run), Rc::clone(&clients));
+            let request = async move {
+                let kept = turn.is_multiple_of(2);
+                let link = if turn.is_multiple_of(5) { None } else { clients.link(turn) };
+                let done = match &link {
+                    None => clients.make(address, kept, url).await,
+                    Some((slug, url)) => clients.follow(address, kept, slug, url).await,
+                };
+                clients.slowest.set(clients.slowest.get().max(due.elapsed()));
+                clients.answered.fetch_add(done.is_ok().into(), Ordering::Relaxed);
+                let at = start.elapsed().as_secs_f64();
+                let what = if link.is_none() { "POST" } else { "GET" };
+                let on = if kept { "a kept" } else { "its own" };
+                done.map_err(|reason| format!("{at:.1} s: {what} on {on} connection: {reason}"))
+            };
+            requests.push(tokio::task::spawn_local(request));
+        }
+        let mut findings = Findings { requests: requests.len(), ..Findings::default() };
+        for request in requests {
+            findings.failed.extend(request.await.unwrap().err());
+        }
+        (findings.time, findings.slowest) = (start.elapsed(), clients.slowest.get());
+        (findings, clients.made.take())
+    }
+
+    /// How often each link of this run is in the list of all links.
+    fn links(&self) -> HashMap<String, usize> {
+        let (mut client, first) = (Client::connect(self.address), "/v1/links?limit=100");
+        let (mut links, mut path) = (HashMap::new(), first.to_owned());
+        loop {
+            let page = client.get(&path).json();
+            for item in page["items"].as_array().unwrap() {
+                let url = item["url"].as_str().unwrap();
+                if url.starts_with(&self.run) {
+                    *links.entry(url.to_owned()).or_default() += 1;
+                }
+            }
+            let Some(cursor) = page["next_cursor"].as_str() else { return links };
+            path = format!("{first}&cursor={cursor}");
+        }
+    }
+}
+
+impl Clients {
+    /// One of the last links.
+    fn link(&self, turn: usize) -> Option<(String, String)> {
+        self.made.borrow().iter().rev().nth(turn % 50).cloned()
+    }
+
+    async fn make(&self, address: SocketAddr, kept: bool, url: String) -> Result<(), String> {
+        let body = json!({"url": url}).to_string();
+        let head = format!("content-type: application/json\r\ncontent-length: {}\r\n", body.len());
+        let answer = self.exchange(address, kept, "POST /v1/links", &head, &body).await?;
+        let link = answer.json();
+        if answer.status != 201 || link["url"] != url {
+            return Err(format!("{} {}", answer.status, answer.body));
+        }
+        self.made.borrow_mut().push((link["slug"].as_str().unwrap().to_owned(), url));
+        Ok(())
+    }
+
+    async fn follow(&self, address: SocketAddr, kept: bool, slug: &str, url: &str) -> Result<(), String> {
+        let answer = self.exchange(address, kept, &format!("GET /r/{slug}"), "", "").await?;
+        if answer.status != 307 || answer.header("location") != Some(url) {
+            return Err(format!("{} {:?} {}", answer.status, answer.header("location"), answer.body));
+        }
+        Ok(())
+    }
+
+    async fn exchange(
+        &self,
+        address: SocketAddr,
+        kept: bool,
+        line: &str,
+        head: &str,
+        body: &str,
+    ) -> Result<Response, String> {
+        let stream = if kept { self.kept() } else { None };
+        let close = if kept { "" } else { "connection: close\r\n" };
+        let request = format!("{line} HTTP/1.1\r\nhost: {address}\r\n{close}{head}\r\n{body}");
+        let exchange = tokio::time::timeout(LIMIT, exchange(address, request.as_bytes(), stream)).await;
+        let (fate, stream) = exchange.map_err(|_| "no answer in time")?;
+        self.idle.borrow_mut().extend(stream);
+        match fate {
+            Fate::Answered(answer) => Ok(answer),
+            Fate::Refused => Err("no connection".to_owned()),
+            Fate::Lost => Err("closed without an answer".to_owned()),
+        }
+    }
+
+    /// The connection that has been idle for longest, once there are enough of them.
+    fn kept(&self) -> Option<TcpStream> {
+        let mut idle = self.idle.borrow_mut();
+        idle.retain(is_open);
+        if idle.len() < KEPT { None } else { idle.pop_front() }
+    }
+}
