@@ -17,15 +17,16 @@ use crate::{attack, load};
 /// What the service may use, in bytes.
 const MEMORY: u64 = 128 << 20;
 
-struct Stack {
-    project: Project,
-    address: SocketAddr,
+pub struct Stack {
+    pub project: Project,
+    pub address: SocketAddr,
     secrets: TempDir,
     variables: Vec<(&'static str, String)>,
 }
 
 impl Stack {
-    fn start() -> Self {
+    /// Nothing of it is started.
+    pub fn new(name: &str) -> Self {
         image();
         let secrets = TempDir::new().unwrap();
         let folder = secrets.path().to_str().unwrap().to_owned();
@@ -38,12 +39,15 @@ impl Stack {
             ("HTTP_PORT", port.to_string()),
             ("SECRETS_DIR", folder),
         ];
-        let project = Project::new("drydock-prod", &[root().join("docker-compose.prod.yml")], &variables);
-        project.compose(&["up", "--detach", "--wait", "--wait-timeout", "120"]);
+        let project = Project::new(name, &[root().join("docker-compose.prod.yml")], &variables);
         Self { project, address: ([127, 0, 0, 1], port).into(), secrets, variables }
     }
 
-    fn client(&self) -> Client {
+    pub fn start(&self) {
+        self.project.compose(&["up", "--detach", "--wait", "--wait-timeout", "120"]);
+    }
+
+    pub fn client(&self) -> Client {
         Client::connect(self.address)
     }
 
@@ -57,12 +61,15 @@ impl Stack {
     }
 }
 
+type Check = (&'static str, fn(&Stack));
+
 #[test]
 fn the_production_stack() {
+    let stack = Stack::new("drydock-prod");
     let start = Instant::now();
-    let stack = Stack::start();
+    stack.start();
     println!("up and healthy after {:.1?}", start.elapsed());
-    let checks: [(&str, fn(&Stack)); 13] = [
+    let checks: [Check; 13] = [
         ("serves through its front door", serves_through_its_front_door),
         ("follows a request by its id", follows_a_request_by_its_id),
         ("shows the world no metrics and no details", shows_no_metrics_and_no_details),
