@@ -107,7 +107,7 @@ const DOWN: [&str; 4] = ["down", "--volumes", "--timeout", "5"];
 
 /// A compose project; its containers, networks and volumes are removed when this is dropped.
 pub struct Project {
-    name: String,
+    pub name: String,
     files: Vec<PathBuf>,
     variables: Vec<(&'static str, String)>,
 }
@@ -131,6 +131,15 @@ impl Project {
         }
         // A file of the developer's own must not decide.
         command.args(["--env-file", "/dev/null"]).args(arguments);
+        command.envs(self.variables.iter().map(|(name, value)| (*name, value)));
+        command
+    }
+
+    /// A script of this checkout that asks compose about this project.
+    pub fn script(&self, path: &str) -> Command {
+        let mut command = Command::new(root().join(path));
+        command.env("COMPOSE_PROJECT_NAME", &self.name).env("COMPOSE_ENV_FILES", "/dev/null");
+        command.env("COMPOSE_FILE", std::env::join_paths(&self.files).unwrap());
         command.envs(self.variables.iter().map(|(name, value)| (*name, value)));
         command
     }

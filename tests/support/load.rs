@@ -145,7 +145,7 @@ async fn exchange(address: SocketAddr, request: &[u8], idle: &RefCell<Vec<TcpStr
 }
 
 /// Ends the load also when an assertion fails.
-fn stop_after(stop: &AtomicBool, during: impl FnOnce()) {
+pub fn stop_after(stop: &AtomicBool, during: impl FnOnce()) {
     let result = catch_unwind(AssertUnwindSafe(during));
     stop.store(true, Ordering::Relaxed);
     result.unwrap_or_else(|panic| resume_unwind(panic));
