@@ -1,7 +1,8 @@
 # The commands of daily work. Each is a line or a script that works without make as well.
 
 .DEFAULT_GOAL := help
-.PHONY: bench deploy fmt fuzz guarantees help image meter push rollback run sabotage scan secrets soak sqlx test test-stack
+.PHONY: backup bench deploy drill fmt fuzz guarantees help image meter push restore rollback run sabotage \
+  scan secrets soak sqlx test test-stack
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s%s\n", $$1, $$2 }' Makefile
@@ -35,6 +36,15 @@ meter: ## Measure what a deploy loses: METER=ADDRESS,PER_SECOND,SECONDS
 
 secrets: ## Make the secrets of the production stack, once
 	@deploy/make-secrets
+
+backup: ## Back up the database of the production stack while it serves
+	@deploy/backup
+
+restore: ## Restore FILE=... into an empty production stack
+	@deploy/restore $(if $(FILE),"$(FILE)")
+
+drill: ## Prove that the newest backup, or FILE=..., can be restored
+	@deploy/restore --drill $(if $(FILE),"$(FILE)")
 
 fmt: ## Format the code
 	cargo fmt

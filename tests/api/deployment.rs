@@ -149,7 +149,7 @@ fn timeouts_keep_their_order_over_all_files() {
         &[named("health.timeout"), named("health.interval"), health],
         &[
             ("HEALTHCHECK --start-period", duration("Dockerfile", "HEALTHCHECK", "--start-period=")),
-            ("START_TIMEOUT", duration(release, "", "START_TIMEOUT:-")),
+            ("START_TIMEOUT", duration(release, "", "setting START_TIMEOUT ")),
         ],
     ];
     for order in orders {

@@ -107,7 +107,7 @@ const DOWN: [&str; 6] = ["--profile", "*", "down", "--volumes", "--timeout", "5"
 
 /// A compose project; its containers, networks and volumes are removed when this is dropped.
 pub struct Project {
-    name: String,
+    pub name: String,
     files: Vec<PathBuf>,
     variables: Vec<(&'static str, String)>,
 }

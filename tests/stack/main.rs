@@ -7,7 +7,9 @@
 mod support;
 
 mod attack;
+mod backup;
 mod development;
+mod disaster;
 mod docker;
 mod image;
 mod meter;

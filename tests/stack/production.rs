@@ -16,8 +16,9 @@ const MEMORY: u64 = 128 << 20;
 
 #[test]
 fn the_production_stack() {
+    let stack = Stack::new("drydock-prod");
     let start = Instant::now();
-    let stack = Stack::start("drydock-prod");
+    stack.start();
     println!("up and healthy after {:.1?}", start.elapsed());
     type Check = fn(&Stack);
     let checks: [(&str, Check); 13] = [

@@ -36,11 +36,9 @@ impl Stack {
         Self { project, address: ([127, 0, 0, 1], port).into(), secrets }
     }
 
-    /// Started by compose alone.
-    pub fn start(name: &str) -> Self {
-        let stack = Self::new(name);
-        stack.project.compose(&["up", "--detach", "--wait", "--wait-timeout", "120"]);
-        stack
+    /// Without deploy/release, as compose alone does it.
+    pub fn start(&self) {
+        self.project.compose(&["up", "--detach", "--wait", "--wait-timeout", "120"]);
     }
 
     /// A command of deploy/ for this stack.

@@ -32,13 +32,21 @@ pub struct Findings {
     /// Requests without an answer, or with another one than the right one: when, what and why.
     pub failed: Vec<String>,
     /// Links whose making was acknowledged.
-    pub made: usize,
+    pub made: Vec<Made>,
     /// How many of them are not there.
     pub missing: usize,
     /// Links that are there once more than they were made.
     pub duplicated: usize,
     pub slowest: Duration,
     pub time: Duration,
+}
+
+/// A link, and when the service said that it is made.
+#[derive(Clone)]
+pub struct Made {
+    slug: String,
+    pub url: String,
+    pub acknowledged: Instant,
 }
 
 impl Findings {
@@ -55,7 +63,7 @@ impl fmt::Display for Findings {
             "{} requests in {} s, {} links made: {} failed, {} missing, {} duplicated, slowest {} ms",
             self.requests,
             self.time.as_secs(),
-            self.made,
+            self.made.len(),
             self.failed.len(),
             self.missing,
             self.duplicated,
@@ -79,8 +87,7 @@ pub struct Meter {
 struct Clients {
     answered: Arc<AtomicUsize>,
     idle: RefCell<VecDeque<TcpStream>>,
-    /// Links whose making was acknowledged: slug and URL.
-    made: RefCell<Vec<(String, String)>>,
+    made: RefCell<Vec<Made>>,
     slowest: Cell<Duration>,
 }
 
@@ -99,19 +106,18 @@ impl Meter {
     /// Sends requests while `during` runs, whether or not earlier ones are answered, then looks for what was made.
     pub fn run<T>(&self, during: impl FnOnce() -> T) -> (T, Findings) {
         let (stop, mut result) = (AtomicBool::new(false), None);
-        let (mut findings, made) = thread::scope(|scope| {
+        let mut findings = thread::scope(|scope| {
             let sender = scope.spawn(|| block_on(LocalSet::new().run_until(self.send(&stop))));
             stop_after(&stop, || result = Some(during()));
             sender.join().unwrap()
         });
         let there = self.links();
-        findings.made = made.len();
-        findings.missing = made.iter().filter(|(_, url)| !there.contains_key(url)).count();
+        findings.missing = findings.made.iter().filter(|link| !there.contains_key(&link.url)).count();
         findings.duplicated = there.values().map(|count| count - 1).sum();
         (result.unwrap(), findings)
     }
 
-    async fn send(&self, stop: &AtomicBool) -> (Findings, Vec<(String, String)>) {
+    async fn send(&self, stop: &AtomicBool) -> Findings {
         let start = Instant::now();
         let clients = Rc::new(Clients { answered: Arc::clone(&self.answered), ..Clients::default() });
         let mut requests = Vec::new();
@@ -125,7 +131,7 @@ impl Meter {
                 let link = if turn.is_multiple_of(5) { None } else { clients.link(turn) };
                 let done = match &link {
                     None => clients.make(address, kept, url).await,
-                    Some((slug, url)) => clients.follow(address, kept, slug, url).await,
+                    Some(link) => clients.follow(address, kept, link).await,
                 };
                 clients.slowest.set(clients.slowest.get().max(due.elapsed()));
                 clients.answered.fetch_add(done.is_ok().into(), Ordering::Relaxed);
@@ -141,11 +147,12 @@ impl Meter {
             findings.failed.extend(request.await.unwrap().err());
         }
         (findings.time, findings.slowest) = (start.elapsed(), clients.slowest.get());
-        (findings, clients.made.take())
+        findings.made = clients.made.take();
+        findings
     }
 
     /// How often each link of this run is in the list of all links.
-    fn links(&self) -> HashMap<String, usize> {
+    pub fn links(&self) -> HashMap<String, usize> {
         let (mut client, first) = (Client::connect(self.address), "/v1/links?limit=100");
         let (mut links, mut path) = (HashMap::new(), first.to_owned());
         loop {
@@ -164,7 +171,7 @@ impl Meter {
 
 impl Clients {
     /// One of the last links.
-    fn link(&self, turn: usize) -> Option<(String, String)> {
+    fn link(&self, turn: usize) -> Option<Made> {
         self.made.borrow().iter().rev().nth(turn % 50).cloned()
     }
 
@@ -176,13 +183,14 @@ impl Clients {
         if answer.status != 201 || link["url"] != url {
             return Err(format!("{} {}", answer.status, answer.body));
         }
-        self.made.borrow_mut().push((link["slug"].as_str().unwrap().to_owned(), url));
+        let slug = link["slug"].as_str().unwrap().to_owned();
+        self.made.borrow_mut().push(Made { slug, url, acknowledged: Instant::now() });
         Ok(())
     }
 
-    async fn follow(&self, address: SocketAddr, kept: bool, slug: &str, url: &str) -> Result<(), String> {
-        let answer = self.exchange(address, kept, &format!("GET /r/{slug}"), "", "").await?;
-        if answer.status != 307 || answer.header("location") != Some(url) {
+    async fn follow(&self, address: SocketAddr, kept: bool, link: &Made) -> Result<(), String> {
+        let answer = self.exchange(address, kept, &format!("GET /r/{}", link.slug), "", "").await?;
+        if answer.status != 307 || answer.header("location") != Some(&link.url) {
             return Err(format!("{} {:?} {}", answer.status, answer.header("location"), answer.body));
         }
         Ok(())

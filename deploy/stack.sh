@@ -1,0 +1,77 @@
+# shellcheck shell=bash
+# What the commands of this folder share: how they reach the production stack, and how they end when they must.
+
+fail() {
+  echo "$*" >&2
+  exit 1
+}
+
+# Prints variable $1: from the environment, else from .env, else $2.
+setting() {
+  local value=${!1:-}
+  if [ -z "$value" ] && [ -f .env ]; then value=$(sed -n "s/^$1=//p" .env); fi
+  echo "${value:-$2}"
+}
+
+# Prints the backups in folder $1, the oldest first: their names are in the order of time.
+backups() {
+  local file
+  for file in "$1"/app-*.dump; do
+    if [[ ${file##*/} =~ ^app-[0-9]{8}T[0-9]{6}\.[0-9]{3}Z\.dump$ ]]; then echo "$file"; fi
+  done
+}
+
+milliseconds() {
+  date +%s%3N
+}
+
+# Prints the seconds since $1, which is in milliseconds.
+seconds_since() {
+  local passed=$(($(milliseconds) - $1))
+  printf '%d.%03d s' $((passed / 1000)) $((passed % 1000))
+}
+
+# Asks the database, as the service: by TCP, since on its socket file PostgreSQL listens before it is complete.
+sql() {
+  "${postgres[@]}" psql --no-psqlrc --quiet --tuples-only --no-align --set=ON_ERROR_STOP=1 --host=127.0.0.1 \
+    --username=app --dbname=app "$@"
+}
+
+# Runs a program in the container, and answers a signal at once. Ctrl-C is for the script: in a session of its own the
+# program does not get it.
+attend() {
+  local status=0
+  setsid "${postgres[@]}" "$@" <&0 &
+  attended=$!
+  wait "$attended" || status=$?
+  attended=
+  return "$status"
+}
+
+# Begins the trap of EXIT: ends what a signal took `attend` away from. A program in a container outlives the client that
+# started it, with its locks and its transaction, so its connection is ended first; it may not have one yet.
+end_attended() {
+  trap '' HUP INT TERM
+  set +e # all of the trap has to be done
+  local tries=20
+  while [ -n "${attended:-}" ] && kill -0 "$attended" 2>/dev/null; do
+    if [ $((tries -= 1)) -lt 0 ]; then kill -9 "$attended"; fi
+    sql --command="select pg_terminate_backend(pid, 5000) from pg_stat_activity
+      where application_name = '$session' and pid <> pg_backend_pid()" </dev/null >/dev/null 2>&1
+    sleep 0.1
+  done
+}
+
+# What compose reads. The file demands the version of the service, which does not matter here.
+export LC_ALL=C COMPOSE_FILE APP_TAG
+COMPOSE_FILE=$(setting COMPOSE_FILE docker-compose.prod.yml)
+APP_TAG=$(setting APP_TAG any)
+
+# The name of this run's connections.
+session=drydock-$$-$RANDOM
+postgres=(docker compose exec -T --env "PGAPPNAME=$session" postgres)
+
+# What is to be done then is in the trap of EXIT.
+trap 'exit 129' HUP
+trap 'exit 130' INT
+trap 'exit 143' TERM

@@ -1,0 +1,247 @@
+//! Backups of the production stack are whole, restores are all or nothing, and drills leave nothing behind.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+
+use crate::docker::{docker, run};
+use crate::stack::Stack;
+use crate::support::eventually;
+
+pub const LIMIT: Duration = Duration::from_secs(30);
+
+/// A stack and the folder with its backups.
+pub struct Backups {
+    pub stack: Stack,
+    folder: TempDir,
+}
+
+impl Backups {
+    pub fn new(name: &str) -> Self {
+        Self { stack: Stack::new(name), folder: TempDir::new().unwrap() }
+    }
+
+    pub fn backup(&self) -> Command {
+        let mut command = self.stack.command("backup", &[]);
+        command.env("BACKUP_DIR", self.folder.path());
+        command
+    }
+
+    pub fn restore(&self, file: &Path) -> Command {
+        let mut command = self.stack.command("restore", &[]);
+        command.env("BACKUP_DIR", self.folder.path()).arg(file);
+        command
+    }
+
+    /// Names of all files but the lock.
+    fn files(&self) -> BTreeSet<String> {
+        let entries = fs::read_dir(self.folder.path()).unwrap();
+        let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        names.filter(|name| name != ".lock").collect()
+    }
+
+    pub fn newest(&self) -> PathBuf {
+        let files = self.files();
+        self.folder.path().join(files.iter().rfind(|name| name.ends_with(".dump")).unwrap())
+    }
+
+    fn psql(&self) -> Command {
+        let psql = ["exec", "-T", "postgres", "psql", "--host=127.0.0.1", "--username=app", "-qtA"];
+        self.stack.project.command(&psql)
+    }
+
+    #[track_caller]
+    fn sql(&self, text: &str) -> String {
+        run(self.psql().args(["--command", text])).trim().to_owned()
+    }
+
+    /// Destroys all and starts PostgreSQL alone.
+    pub fn start_empty(&self) {
+        self.stack.project.remove();
+        assert_eq!(self.stack.project.remains(), "");
+        self.stack.project.compose(&["up", "--detach", "--wait", "postgres"]);
+    }
+
+    fn tables(&self) -> String {
+        self.sql("select count(*) from pg_tables where schemaname = 'public'")
+    }
+
+    /// A session with an open transaction, which ends without a commit when its input does.
+    fn transaction(&self, statement: &str) -> Child {
+        let mut psql = self.psql().stdin(Stdio::piped()).spawn().unwrap();
+        writeln!(psql.stdin.as_mut().unwrap(), "begin; {statement};").unwrap();
+        let idle = "select count(*) from pg_stat_activity where state = 'idle in transaction'";
+        eventually(LIMIT, "an open transaction", || (self.sql(idle) == "1").then_some(()));
+        psql
+    }
+
+    /// Sessions of the scripts, of those that wait for a lock when `waiting`.
+    fn sessions(&self, waiting: bool) -> String {
+        let lock = if waiting { "and wait_event_type = 'Lock'" } else { "" };
+        let sessions = "select count(*) from pg_stat_activity where application_name like 'drydock-%'";
+        self.sql(&format!("{sessions} {lock}"))
+    }
+
+    /// Starts a script that has to wait for `statement`, sends it a signal, and returns the exit code.
+    #[track_caller]
+    fn interrupt(&self, script: &mut Command, statement: &str, signal: Signal) -> Option<i32> {
+        let mut blocker = self.transaction(statement);
+        let mut script = script.stderr(Stdio::null()).spawn().unwrap();
+        eventually(LIMIT, "a lock", || (self.sessions(true) == "1").then_some(()));
+        kill_process(Pid::from_child(&script), signal).unwrap();
+        let code = eventually(Duration::from_secs(5), "the end", || script.try_wait().unwrap()).code();
+        if code.is_some() {
+            assert_eq!(self.sessions(false), "0", "its connection is gone before it is");
+        }
+        drop(blocker.stdin.take());
+        blocker.wait().unwrap();
+        code
+    }
+
+    /// Containers of drills.
+    fn drills(&self) -> String {
+        let filter = format!("name={}-drydock-", self.stack.project.name);
+        docker(&["ps", "--all", "--quiet", "--filter", &filter])
+    }
+}
+
+#[track_caller]
+fn refused(command: &mut Command, reason: &str) {
+    let output = command.output().unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && errors.contains(reason), "{errors}");
+}
+
+#[test]
+fn backups_are_whole_and_restores_are_all_or_nothing() {
+    let backups = Backups::new("drydock-dumps");
+    backups.start_empty();
+    refused(&mut backups.backup(), "has no table");
+    assert!(backups.files().is_empty(), "{:?}", backups.files());
+    backups.stack.project.compose(&["run", "--rm", "migrate"]);
+    let links =
+        "insert into links (slug, url) select n::text, 'https://a/' || n from generate_series(1, 5000) n";
+    backups.sql(links);
+    keeps_as_many_as_it_is_told(&backups);
+    leaves_nothing_when_it_is_interrupted(&backups);
+    drills(&backups);
+    refused(&mut backups.restore(&backups.newest()), "has tables");
+    refuses_what_is_damaged(&backups);
+    restores_all_or_nothing(&backups);
+}
+
+fn keeps_as_many_as_it_is_told(backups: &Backups) {
+    for name in ["app-notes.dump", "other.dump", "app-20200101T000000.000Z-kept.dump"] {
+        fs::write(backups.folder.path().join(name), "").unwrap();
+    }
+    refused(backups.backup().env("BACKUP_KEEP", "0"), "BACKUP_KEEP");
+    let others = backups.files();
+    let mut made = Vec::new();
+    for _ in 0..4 {
+        let output = run(backups.backup().env("BACKUP_KEEP", "2"));
+        made.push(output.split(": ").next().unwrap().rsplit('/').next().unwrap().to_owned());
+        let kept = made.iter().rev().take(2).flat_map(|name| [name.clone(), format!("{name}.sha256")]);
+        assert_eq!(backups.files(), kept.chain(others.iter().cloned()).collect());
+    }
+    others.iter().for_each(|name| fs::remove_file(backups.folder.path().join(name)).unwrap());
+    // Two at a time: one of them may be told so.
+    let both =
+        [(); 2].map(|()| backups.backup().stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap());
+    let both: Vec<Output> = both.into_iter().map(|backup| backup.wait_with_output().unwrap()).collect();
+    let told = |output: &Output| String::from_utf8_lossy(&output.stderr).contains("Another backup");
+    assert!(both.iter().all(|output| output.status.success() || told(output)), "{both:?}");
+    let dumps = backups.files().iter().filter(|name| name.ends_with(".dump")).count();
+    assert_eq!(dumps, 2 + both.iter().filter(|output| output.status.success()).count());
+    run(Command::new("sh").args(["-c", "sha256sum --check *.sha256"]).current_dir(backups.folder.path()));
+}
+
+fn leaves_nothing_when_it_is_interrupted(backups: &Backups) {
+    let before = backups.files();
+    assert_eq!(backups.interrupt(&mut backups.backup(), "lock table links", Signal::TERM), Some(143));
+    assert_eq!(backups.files(), before);
+    // Nothing can be done about this one until the next: what it leaves does not look like a backup.
+    assert_eq!(backups.interrupt(&mut backups.backup(), "lock table links", Signal::KILL), None);
+    let mut left = backups.files();
+    left.remove(".partial");
+    assert_eq!(left, before);
+    eventually(LIMIT, "a backup", || backups.backup().output().unwrap().status.success().then_some(()));
+    assert_eq!(backups.files().len(), before.len() + 2);
+}
+
+/// The drill without a file takes the newest.
+fn drills(backups: &Backups) {
+    let start = Instant::now();
+    let told = run(&mut backups.restore(Path::new("--drill")));
+    println!("a drill took {:.1?}:\n{told}", start.elapsed());
+    let newest = backups.newest();
+    assert!(told.contains(newest.to_str().unwrap()), "{told}");
+    let version = backups.sql("select max(version) from _sqlx_migrations");
+    for part in [&format!("version {version}"), "  links 5000\n", "  idempotency_keys 0\n", " 0 h "] {
+        assert!(told.contains(part), "{part} in {told}");
+    }
+    assert_eq!(backups.drills(), "");
+
+    let mut drill = backups.restore(Path::new("--drill")).spawn().unwrap();
+    eventually(LIMIT, "a drill", || (!backups.drills().is_empty()).then_some(()));
+    kill_process(Pid::from_child(&drill), Signal::KILL).unwrap();
+    drill.wait().unwrap();
+    eventually(LIMIT, "no drill", || backups.drills().is_empty().then_some(()));
+}
+
+/// Damages a copy of the newest backup; its checksum is that of the original, or of what it is now when `forged`.
+fn damaged(backups: &Backups, forged: bool, damage: impl FnOnce(&mut Vec<u8>)) -> (TempDir, PathBuf) {
+    let folder = TempDir::new().unwrap();
+    let (file, sum) = (folder.path().join("copy.dump"), folder.path().join("copy.dump.sha256"));
+    let mut bytes = fs::read(backups.newest()).unwrap();
+    damage(&mut bytes);
+    fs::write(&file, bytes).unwrap();
+    if forged {
+        fs::write(sum, run(Command::new("sha256sum").arg(&file))).unwrap();
+    } else {
+        fs::copy(format!("{}.sha256", backups.newest().display()), sum).unwrap();
+    }
+    (folder, file)
+}
+
+fn refuses_what_is_damaged(backups: &Backups) {
+    backups.start_empty();
+    let middle = |bytes: &mut Vec<u8>| {
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+    };
+    let cut = |bytes: &mut Vec<u8>| bytes.truncate(bytes.len() - 100);
+    let unsummed = damaged(backups, true, |_| ());
+    fs::remove_file(format!("{}.sha256", unsummed.1.display())).unwrap();
+    for ((folder, file), reason) in [
+        (damaged(backups, false, middle), "checksum"),
+        (damaged(backups, false, cut), "checksum"),
+        (damaged(backups, false, Vec::clear), "empty"),
+        (unsummed, "checksum"),
+        // What no checksum tells is undone.
+        (damaged(backups, true, cut), "failed"),
+    ] {
+        refused(&mut backups.restore(&file), reason);
+        assert_eq!(backups.tables(), "0", "{reason}");
+        refused(backups.restore(Path::new("--drill")).arg(&file), reason);
+        assert_eq!(backups.drills(), "");
+        refused(&mut backups.restore(&folder.path().join("none.dump")), "missing");
+    }
+}
+
+fn restores_all_or_nothing(backups: &Backups) {
+    let newest = backups.newest();
+    let interrupted = backups.interrupt(&mut backups.restore(&newest), "create table links()", Signal::TERM);
+    assert_eq!((interrupted, backups.tables().as_str()), (Some(143), "0"));
+    run(&mut backups.restore(&newest));
+    assert_eq!(backups.sql("select count(*) from links"), "5000");
+    let others = "select count(*) from pg_class where relnamespace = 'public'::regnamespace
+        and relowner <> 'app'::regrole";
+    assert_eq!(backups.sql(others), "0", "belong to another role");
+    assert_eq!(backups.sql("select count(*) > 0 from pg_stats where tablename = 'links'"), "t", "analyzed");
+}
