@@ -20,7 +20,7 @@ fn value_in(path: &str, section: &str, name: &str) -> String {
     let text = read(path);
     let rest = text.split_once(section).and_then(|(_, rest)| rest.split_once(name));
     let rest = rest.unwrap_or_else(|| panic!("{path} has no {section} {name}")).1;
-    rest.split_whitespace().next().unwrap().trim_matches([';', '"', '}', ',']).to_owned()
+    rest.split_whitespace().next().unwrap().trim_matches([';', '"', '}', ')', ',']).to_owned()
 }
 
 #[track_caller]
@@ -164,7 +164,7 @@ fn timeouts_keep_their_order_over_all_files() {
 #[test]
 fn both_colours_fit_into_the_database() {
     let compose = "docker-compose.prod.yml";
-    let number = |name: &str| value(compose, name).trim_end_matches('}').parse::<f64>().unwrap();
+    let number = |name: &str| value(compose, name).parse::<f64>().unwrap();
     // Pool by the CPUs, and up to three sessions besides.
     let sessions = 2.0 * number("APP_REPLICAS:-") * (4.0 * number("cpus: \"${APP_CPUS:-") + 3.0);
     // The migration, the backup, and what PostgreSQL keeps for its superuser.

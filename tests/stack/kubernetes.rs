@@ -245,7 +245,7 @@ fn resources_are_those_of_the_compose_stack() {
     let compose = &parse(&fs::read_to_string(root().join("docker-compose.prod.yml")).unwrap())[0]["services"];
     for overlay in OVERLAYS {
         let rendered = Rendered::new(overlay);
-        for (template, service) in rendered.templates().into_iter().zip(["app", "migrate"]) {
+        for (template, service) in rendered.templates().into_iter().zip(["blue", "migrate"]) {
             let (here, there) =
                 (&template["spec"]["containers"][0]["resources"], &compose[service]["deploy"]["resources"]);
             assert_eq!(quantity(&here["limits"]["cpu"]), quantity(&there["limits"]["cpus"]));

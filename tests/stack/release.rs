@@ -184,8 +184,10 @@ fn takes_bad_ones_back(stack: &Stack) {
         succeeds(release(stack, &["clean"]).env("LOG_LEVEL", "warn"));
         assert!(level());
         let start = Instant::now();
-        succeeds(&mut release(stack, &["--rollback"]));
-        println!("rolled back by hand after {:.1?}, with the other colour stopped", start.elapsed());
+        let mut back = Running::start(&mut release(stack, &["--rollback"]));
+        back.says("serves");
+        println!("by hand the other colour, which was stopped, serves after {:.1?}", start.elapsed());
+        assert_eq!(back.child.wait().unwrap().code(), Some(0));
         assert!(!level());
     });
 }
