@@ -1,5 +1,6 @@
 //! Clients that go on until they are told to stop, and count what happened.
 
+use std::fmt::{self, Display, Formatter};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
@@ -31,6 +32,27 @@ impl Tally {
     /// Requests that did not get what they asked for.
     pub fn bad(&self) -> u64 {
         self.failed.load(Ordering::Relaxed) + self.lost.load(Ordering::Relaxed)
+    }
+}
+
+/// Ends the clients, also when what was done under load has failed.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Display for Tally {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} requests answered, {} not, slowest {} ms",
+            self.answered(),
+            self.bad(),
+            self.slowest_ms()
+        )
     }
 }
 
@@ -73,9 +95,8 @@ pub fn clients<T>(address: SocketAddr, count: usize, during: impl FnOnce(&Tally)
                 }
             });
         }
-        let result = during(&tally);
-        stop.store(true, Ordering::Relaxed);
-        result
+        let _stop = Stop(&stop);
+        during(&tally)
     });
     (result, tally)
 }

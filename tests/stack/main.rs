@@ -1,4 +1,5 @@
-//! The image and the two stacks on a Docker engine: `make test-stack`. One test at a time: they measure.
+//! The image, and the stacks of compose and of a Swarm, on a Docker engine: `make test-stack`. One test at a time: they
+//! measure.
 #![expect(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
 #![expect(clippy::print_stdout, reason = "tests print what they measured")]
 
@@ -12,3 +13,6 @@ mod docker;
 mod image;
 mod load;
 mod production;
+mod swarm;
+mod swarm_node;
+mod swarm_stack;
