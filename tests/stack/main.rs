@@ -1,5 +1,5 @@
-//! The image and the two stacks on a Docker engine, and the manifests for Kubernetes, without a cluster:
-//! `make test-stack`. One test at a time: they measure.
+//! The image and the stacks of compose and of a Swarm on a Docker engine, and the manifests for Kubernetes without a
+//! cluster: `make test-stack`. One test at a time: they measure.
 #![expect(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
 #![expect(clippy::print_stdout, reason = "tests print what they measured")]
 
@@ -19,4 +19,7 @@ mod production;
 mod release;
 mod restricted;
 mod stack;
+mod swarm;
+mod swarm_node;
+mod swarm_stack;
 mod workflow;

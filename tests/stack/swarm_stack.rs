@@ -1,0 +1,202 @@
+//! A Swarm that exists as long as a test, and the stack of deploy/swarm in it.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::{Command, Output};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::docker::{IMAGE, docker, image, root, run};
+use crate::support::http::Client;
+use crate::support::meter::{Findings, Meter};
+use crate::support::{eventually, free_port};
+
+/// The engine as a manager; it leaves when this is dropped.
+pub struct Swarm {
+    /// The engine makes this network for its first Swarm, and leaves it there.
+    had_gateway: bool,
+}
+
+impl Swarm {
+    pub fn start(address: &str) -> Self {
+        let state = docker(&["info", "--format", "{{.Swarm.LocalNodeState}}"]);
+        assert_eq!(
+            state.trim(),
+            "inactive",
+            "this engine is in a Swarm already, which a test must not touch"
+        );
+        let had_gateway =
+            !docker(&["network", "ls", "--quiet", "--filter", "name=docker_gwbridge"]).is_empty();
+        docker(&["swarm", "init", "--advertise-addr", address]);
+        let swarm = Self { had_gateway };
+        let node = docker(&["node", "ls", "--quiet"]);
+        docker(&["node", "update", "--label-add", "postgres=true", node.trim()]);
+        swarm
+    }
+}
+
+impl Drop for Swarm {
+    fn drop(&mut self) {
+        let _ = Command::new("docker").args(["swarm", "leave", "--force"]).output();
+        if !self.had_gateway {
+            let _ = Command::new("docker").args(["network", "rm", "docker_gwbridge"]).output();
+        }
+    }
+}
+
+/// The stack; gone with its data when this is dropped.
+pub struct Stack {
+    pub name: String,
+    pub address: SocketAddr,
+    secrets: TempDir,
+}
+
+impl Stack {
+    pub fn new() -> Self {
+        image();
+        let secrets = TempDir::new().unwrap();
+        run(Command::new(root().join("deploy/make-secrets")).env("SECRETS_DIR", secrets.path()));
+        let name = format!("drydock-swarm-{}", std::process::id());
+        Self { name, address: ([127, 0, 0, 1], free_port()).into(), secrets }
+    }
+
+    /// What `deploy/swarm/deploy` did and how long it took.
+    pub fn deploy(&self, argument: &str) -> (Output, Duration) {
+        let start = Instant::now();
+        let output = Command::new(root().join("deploy/swarm/deploy"))
+            .arg(argument)
+            .env("STACK", &self.name)
+            .env("STACK_OVERRIDE", root().join("tests/stack/swarm-override.yml"))
+            .env("SECRETS_DIR", self.secrets.path())
+            .env("RESOLVE_IMAGE", "never")
+            .env("WAIT", "240")
+            .env("APP_IMAGE", IMAGE)
+            .env("HTTP_PORT", self.address.port().to_string())
+            .env("NGINX_REPLICAS", "1")
+            .output()
+            .unwrap();
+        (output, start.elapsed())
+    }
+
+    /// The same, for what has to work; returns what it said.
+    #[track_caller]
+    pub fn deployed(&self, argument: &str) -> (String, Duration) {
+        let (output, time) = self.deploy(argument);
+        assert!(output.status.success(), "{}", text(&output));
+        (text(&output), time)
+    }
+
+    /// And for what must not.
+    #[track_caller]
+    pub fn refused(&self, argument: &str) -> (String, Duration) {
+        let (output, time) = self.deploy(argument);
+        assert_eq!(output.status.code(), Some(1), "{}", text(&output));
+        (text(&output), time)
+    }
+
+    /// Waits until nginx has heard of the first replicas.
+    pub fn await_a_way_in(&self) {
+        eventually(Duration::from_secs(10), "a way to the service", || {
+            (Client::connect(self.address).get("/health/ready").status == 200).then_some(())
+        });
+    }
+
+    /// Runs `during` under load, which goes on until nginx would have seen the last change.
+    pub fn under_load<T>(&self, during: impl FnOnce() -> T) -> (T, Findings) {
+        let meter = Meter::new(self.address, 200);
+        meter.run(|| {
+            let more = |count: usize| {
+                let enough = meter.answered() + count;
+                eventually(Duration::from_secs(60), "answers", || (meter.answered() >= enough).then_some(()));
+            };
+            more(300);
+            let result = during();
+            more(1600);
+            result
+        })
+    }
+
+    /// Identifiers of the tasks that should run.
+    pub fn tasks(&self, service: &str) -> Vec<String> {
+        let service = format!("{}_{service}", self.name);
+        let list = docker(&["service", "ps", "--quiet", "--filter", "desired-state=running", &service]);
+        let mut tasks: Vec<_> = list.lines().map(ToOwned::to_owned).collect();
+        tasks.sort();
+        tasks
+    }
+
+    /// Containers of `service` on this engine.
+    pub fn containers(&self, service: &str) -> Vec<String> {
+        let label = format!("label=com.docker.swarm.service.name={}_{service}", self.name);
+        docker(&["ps", "--quiet", "--filter", &label]).lines().map(ToOwned::to_owned).collect()
+    }
+
+    /// The image that the service's replicas run, which has to be one.
+    #[track_caller]
+    pub fn running(&self) -> String {
+        let mut images: Vec<_> = self.tasks("app").iter().map(|task| image_of(task)).collect();
+        images.dedup();
+        assert_eq!(images.len(), 1, "{images:?}");
+        images.remove(0)
+    }
+
+    pub fn secret(&self, name: &str) -> String {
+        fs::read_to_string(self.path(name)).unwrap()
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.secrets.path().join(name)
+    }
+
+    /// What is left of it, by label.
+    fn remains(&self) -> String {
+        let label = format!("label=com.docker.stack.namespace={}", self.name);
+        ["service", "container", "network", "secret", "config", "volume"]
+            .map(|kind| docker(&[kind, "ls", "--quiet", "--filter", &label]))
+            .concat()
+    }
+
+    /// Removes it with its data, and waits until nothing is left.
+    pub fn remove(&self) {
+        docker(&["stack", "rm", &self.name]);
+        // It returns before its containers and networks are gone.
+        let volume = format!("{}_postgres", self.name);
+        eventually(Duration::from_secs(90), "an empty engine", || {
+            // Fails while it is used, and where it is gone.
+            let _ = Command::new("docker").args(["volume", "rm", &volume]).output();
+            self.remains().is_empty().then_some(())
+        });
+    }
+}
+
+impl Drop for Stack {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            println!("{}", docker(&["stack", "ps", "--no-trunc", &self.name]));
+        }
+        if !self.remains().is_empty() {
+            self.remove();
+        }
+    }
+}
+
+pub fn text(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+pub fn image_of(task: &str) -> String {
+    let task: Value = serde_json::from_str(&docker(&["inspect", "--type", "task", task])).unwrap();
+    task[0]["Spec"]["ContainerSpec"]["Image"].as_str().unwrap().to_owned()
+}
+
+/// Builds `IMAGE:tag` from the image with one more line.
+pub fn variant(tag: &str, line: &str) {
+    let folder = TempDir::new().unwrap();
+    fs::write(folder.path().join("Dockerfile"), format!("FROM {IMAGE}:clean\n{line}\n")).unwrap();
+    run(Command::new("docker")
+        .args(["build", "--quiet", "--tag", &format!("{IMAGE}:{tag}")])
+        .arg(folder.path()));
+}
