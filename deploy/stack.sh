@@ -2,14 +2,16 @@
 # What the commands of this folder share: how they reach the production stack, and how they end when they must.
 
 fail() {
-  echo "$*" >&2
+  echo "error: $*" >&2
   exit 1
 }
 
-# Prints variable $1: from the environment, else from .env, else $2.
+# Prints variable $1: from the environment, else from .env, as compose reads it, else $2.
 setting() {
   local value=${!1:-}
-  if [ -z "$value" ] && [ -f .env ]; then value=$(sed -n "s/^$1=//p" .env); fi
+  if [ -z "$value" ] && [ -f .env ]; then
+    value=$(sed -nE "s/^$1=//; T; s/ +#.*//; s/ +$//; s/^([\"'])(.*)\1\$/\2/; p" .env | tail -n 1)
+  fi
   echo "${value:-$2}"
 }
 

@@ -60,7 +60,7 @@ fn images_are_pinned() {
         assert!(line.starts_with("${") || stages.contains(&line.split(' ').next().unwrap()), "{line}");
     }
     let mut count = 0;
-    for path in COMPOSE {
+    for path in COMPOSE.into_iter().chain(["deploy/swarm/stack.yml", "deploy/swarm/migrate.yml"]) {
         for line in read(path).lines() {
             // Names of ours come from a variable or from the build beside them.
             let Some(image) = line.trim().strip_prefix("image: ") else { continue };
@@ -71,7 +71,7 @@ fn images_are_pinned() {
             }
         }
     }
-    assert_eq!(count, 5);
+    assert_eq!(count, 8);
 }
 
 #[test]
@@ -157,7 +157,15 @@ fn timeouts_keep_their_order_over_all_files() {
             assert!(pair[0].1 < pair[1].1, "{pair:?}");
         }
     }
-    assert_eq!(duration(compose, "x-app: ", "stop_grace_period: "), grace.1);
+    let swarm = "deploy/swarm/stack.yml";
+    for (path, section, name) in [
+        (compose, "x-app: ", "stop_grace_period: "),
+        (swarm, "  app:", "stop_grace_period: "),
+        ("deploy/kubernetes/base/app.yaml", "", "terminationGracePeriodSeconds: "),
+    ] {
+        assert_eq!(duration(path, section, name), grace.1, "{path}");
+    }
+    assert!(workers.1 < duration(swarm, "  nginx:", "stop_grace_period: "));
 }
 
 /// While a release is made both colours run.

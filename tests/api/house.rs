@@ -135,7 +135,8 @@ fn the_guarantees_name_tests_that_exist() {
     assert!(names.len() > 25, "{names:?}");
     for name in names {
         let (module, test) = name.split_once("::").unwrap();
-        let files = ["api", "process"].map(|binary| root().join(format!("tests/{binary}/{module}.rs")));
+        let files =
+            ["api", "process", "stack"].map(|binary| root().join(format!("tests/{binary}/{module}.rs")));
         let test = format!("fn {}", test.trim_end_matches('…'));
         let exists = files.iter().any(|file| fs::read_to_string(file).is_ok_and(|text| text.contains(&test)));
         assert!(exists, "{name}");

@@ -144,7 +144,7 @@ fn is_hardened(stack: &Stack) {
         };
         assert_eq!(field("CapEff"), "0000000000000000", "{service}");
         assert_eq!((field("NoNewPrivs"), field("Seccomp")), ("1".to_owned(), "2".to_owned()), "{service}");
-        let uid = if service == "app" {
+        let uid = if service == "blue" {
             "65532"
         } else if service == "nginx" {
             "101"

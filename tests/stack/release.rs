@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use crate::docker::{Checkout, IMAGE, build_image, docker, image, run};
 use crate::stack::Stack;
 use crate::support::eventually;
+use crate::support::http::Client;
 use crate::support::meter::{Findings, Meter};
 
 /// Requests a second.
@@ -81,20 +82,24 @@ impl Running {
     fn says(&mut self, text: &str) {
         assert!(self.lines.any(|line| line.unwrap().contains(text)), "it never said {text}");
     }
-
-    /// Sends a signal to it and all that it has started; returns its exit code.
-    fn signal(mut self, signal: &str) -> Option<i32> {
-        run(Command::new("kill").args([signal, "--", &format!("-{}", self.child.id())]));
-        self.child.wait().unwrap().code()
-    }
 }
 
-/// Kills a release when it says `text`, as a crash of the machine would.
+/// Sends a signal to a release and all that it has started; returns its exit code.
+fn signal(mut release: Child, signal: &str) -> Option<i32> {
+    run(Command::new("kill").args([signal, "--", &format!("-{}", release.id())]));
+    release.wait().unwrap().code()
+}
+
+/// Kills a release when it says `text`, as a crash of the machine would; one that starts, when a replica of it is there.
 #[track_caller]
-fn cut_off(command: &mut Command, text: &str) {
-    let mut release = Running::start(command);
-    release.says(text);
-    release.signal("-KILL");
+fn cut_off(stack: &Stack, arguments: &[&str], text: &str) {
+    let mut running = Running::start(&mut release(stack, arguments));
+    running.says(text);
+    if text == "starting" {
+        let replicas = || stack.running("blue") + stack.running("green");
+        eventually(Duration::from_secs(20), "a replica", || (replicas() > 2).then_some(()));
+    }
+    signal(running.child, "-KILL");
 }
 
 /// What serves: the tag of each replica in nginx's list.
@@ -119,7 +124,7 @@ fn other(stack: &Stack) -> &'static str {
 fn loses_nothing(stack: &Stack, what: &str, work: impl FnOnce(&Meter)) {
     let findings = under_load(stack, what, work);
     assert_eq!(findings.losses(), 0, "{findings}");
-    assert!(findings.requests > 1000, "{findings}");
+    assert!(findings.requests > 1000 && findings.slowest < Duration::from_secs(3), "{findings}");
 }
 
 fn under_load(stack: &Stack, what: &str, work: impl FnOnce(&Meter)) -> Findings {
@@ -138,13 +143,15 @@ fn under_load(stack: &Stack, what: &str, work: impl FnOnce(&Meter)) -> Findings 
 fn releases() {
     build_releases();
     let stack = Stack::new("drydock-release");
-    succeeds(&mut release(&stack, &["clean"]));
+    succeeds(&mut release(&stack, &["--rolling", "clean"]));
     assert_eq!(serving(&stack), ["clean", "clean"]);
+    fails(&mut release(&stack, &["--rollback"]), "nothing to go back to");
     switches(&stack);
     takes_bad_ones_back(&stack);
     rolls(&stack);
     goes_on_after_being_cut_off(&stack);
     watches(&stack);
+    leaves_nginx_to_the_engine(&stack);
     recreating_loses_requests(&stack);
     stack.project.remove();
     assert_eq!(stack.project.remains(), "");
@@ -183,6 +190,7 @@ fn takes_bad_ones_back(stack: &Stack) {
     loses_nothing(stack, "a new setting, and back by hand", |_| {
         succeeds(release(stack, &["clean"]).env("LOG_LEVEL", "warn"));
         assert!(level());
+        succeeds(&mut release(stack, &["--verify"]));
         let start = Instant::now();
         let mut back = Running::start(&mut release(stack, &["--rollback"]));
         back.says("serves");
@@ -195,38 +203,57 @@ fn takes_bad_ones_back(stack: &Stack) {
 /// Replica by replica, never more than one beyond what serves.
 fn rolls(stack: &Stack) {
     loses_nothing(stack, "a rolling release, a bad one, and back by hand", |_| {
-        succeeds(&mut release(stack, &["--rolling", "next"]));
+        let mut rolling = Running::start(&mut release(stack, &["--rolling", "next"]));
+        let mut most = 0;
+        let status = eventually(Duration::from_secs(120), "the end", || {
+            most = most.max(stack.running("blue") + stack.running("green"));
+            rolling.child.try_wait().unwrap()
+        });
+        assert!(status.success() && most == 3, "{status} {most}");
         assert_eq!(serving(stack), ["next", "next"]);
         fails(&mut release(stack, &["--rolling", "lying"]), "is taken back");
         assert_eq!(serving(stack), ["next", "next"]);
         succeeds(&mut release(stack, &["--rolling", "clean"]));
         succeeds(&mut release(stack, &["--rollback"]));
         assert_eq!(serving(stack), ["next", "next"]);
+        fails(&mut release(stack, &["--rollback"]), "nothing to go back to");
     });
 }
 
 fn goes_on_after_being_cut_off(stack: &Stack) {
     loses_nothing(stack, "releases that were cut off", |_| {
-        for line in ["migrating", "starting", "are watched"] {
+        for text in ["migrating", "starting", "are watched"] {
             let tag = other(stack);
-            cut_off(&mut release(stack, &[tag]), line);
+            cut_off(stack, &[tag], text);
             succeeds(&mut release(stack, &[tag]));
-            assert_eq!(serving(stack), [tag, tag], "after {line}");
+            assert_eq!(serving(stack), [tag, tag], "after {text}");
+        }
+        // Back to the release before, by either command: what was cut off is not to be trusted.
+        let before = serving(stack);
+        for text in ["starting", "are watched"] {
+            for back in ["--rollback", &before[0]] {
+                cut_off(stack, &[other(stack)], text);
+                succeeds(&mut release(stack, &[back]));
+                assert_eq!(serving(stack), before, "{back} after {text}");
+                fails(&mut release(stack, &["--rollback"]), "nothing to go back to");
+            }
         }
         // With one replica of each.
-        let (before, tag) = (serving(stack), other(stack));
-        cut_off(&mut release(stack, &["--rolling", tag]), "starting 2 of 2");
+        let tag = other(stack);
+        cut_off(stack, &["--rolling", tag], "starting 2 of 2");
         assert_eq!(serving(stack), [tag, before[0].as_str()]);
         succeeds(&mut release(stack, &["--rollback"]));
         assert_eq!(serving(stack), before);
-        cut_off(&mut release(stack, &["--rolling", tag]), "starting 2 of 2");
+        cut_off(stack, &["--rolling", tag], "starting 2 of 2");
         succeeds(&mut release(stack, &[tag]));
         assert_eq!(serving(stack), [tag, tag]);
-        // Two at a time; and one that is told to stop takes itself back.
+        // Two at a time; and one that is told to stop takes itself back, also when nobody reads what it says.
         let mut first = Running::start(release(stack, &[&before[0]]).env("WATCH", "60"));
         first.says("are watched");
         fails(&mut release(stack, &["lying"]), "another release is under way");
-        assert_eq!(first.signal("-INT"), Some(1));
+        let Running { child, lines } = first;
+        drop(lines);
+        assert_eq!(signal(child, "-INT"), Some(1));
         assert_eq!(serving(stack), [tag, tag]);
     });
 }
@@ -256,6 +283,22 @@ fn watches(stack: &Stack) {
         assert_eq!(release.child.wait().unwrap().code(), Some(1));
         assert_eq!(serving(stack), before);
     });
+}
+
+/// After a release the engine still starts nginx again when it fails, and it serves with the same list.
+fn leaves_nginx_to_the_engine(stack: &Stack) {
+    let (nginx, before) = (stack.project.containers("nginx").remove(0), serving(stack));
+    let master = docker(&["inspect", "--format", "{{.State.Pid}}", &nginx]);
+    run(Command::new("kill").args(["-KILL", master.trim()]));
+    eventually(Duration::from_secs(20), "nginx again", || {
+        let restarted = docker(&["inspect", "--format", "{{.RestartCount}} {{.State.Running}}", &nginx]);
+        (restarted.trim() == "1 true").then_some(())
+    });
+    eventually(Duration::from_secs(20), "an answer", || {
+        let answer = Client::try_connect(stack.address)?.try_request("GET", "/v1/links", &[], "")?;
+        (answer.status == 200).then_some(())
+    });
+    assert_eq!(serving(stack), before);
 }
 
 /// The negative control: what the meter shows when compose does it.

@@ -7,7 +7,7 @@ use std::process::Command;
 
 use tempfile::TempDir;
 
-use crate::docker::{IMAGE, Project, image, root, run};
+use crate::docker::{IMAGE, Project, docker, image, root, run};
 use crate::support::free_port;
 use crate::support::http::Client;
 
@@ -55,6 +55,13 @@ impl Stack {
     /// Container of the first replica of blue.
     pub fn app(&self) -> String {
         self.project.containers("blue").remove(0)
+    }
+
+    /// How many containers of a service run.
+    pub fn running(&self, service: &str) -> usize {
+        let project = format!("label=com.docker.compose.project={}", self.project.name);
+        let service = format!("label=com.docker.compose.service={service}");
+        docker(&["ps", "--quiet", "--filter", &project, "--filter", &service]).lines().count()
     }
 
     pub fn secrets(&self) -> &Path {

@@ -140,9 +140,9 @@ fn a_node_of_the_swarm_is_lost() {
     println!(
         "a lost node was noticed after {detected:.1?}, its replica replaced after {again:.1?}: {findings}"
     );
-    // What was on its way to it cannot be told from what is slow. Each of nginx's two processes has connections to it,
-    // and each client meets one of either at most.
-    assert!(findings.losses() <= 16, "{findings}");
+    // What is sent on a connection that is open cannot be told from what is slow: nginx has 64 of them at most, 32 in each
+    // of its two processes. Who needs a new one is handed on after proxy_connect_timeout.
+    assert!(findings.losses() <= 64, "{findings}");
     assert!(again < Duration::from_secs(40), "{again:?}");
     stack.remove();
 }

@@ -146,7 +146,10 @@ pub async fn exchange(
             Ok(count) if count > 0 => {}
             _ => return (Fate::Lost, None),
         }
-        if let Some((answer, _)) = Response::parse(&received, false) {
+        if let Some((answer, length)) = Response::parse(&received, false) {
+            if received.len() > length {
+                return (Fate::Lost, None); // more than one answer is as wrong as none
+            }
             let kept = (answer.header("connection") != Some("close")).then_some(stream);
             return (Fate::Answered(answer), kept);
         }

@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use serde::Deserialize;
 use serde_json::json;
 use tokio::net::TcpStream;
 use tokio::task::LocalSet;
@@ -111,9 +112,15 @@ impl Meter {
             stop_after(&stop, || result = Some(during()));
             sender.join().unwrap()
         });
-        let there = self.links();
-        findings.missing = findings.made.iter().filter(|link| !there.contains_key(&link.url)).count();
-        findings.duplicated = there.values().map(|count| count - 1).sum();
+        match self.links() {
+            Err(reason) => findings.failed.push(format!("the list of all links: {reason}")),
+            Ok(there) => {
+                let is_there =
+                    |link: &Made| there.get(&link.url).is_some_and(|slugs| slugs.contains(&link.slug));
+                findings.missing = findings.made.iter().filter(|link| !is_there(link)).count();
+                findings.duplicated = there.values().map(|slugs| slugs.len() - 1).sum();
+            }
+        }
         (result.unwrap(), findings)
     }
 
@@ -151,22 +158,35 @@ impl Meter {
         findings
     }
 
-    /// How often each link of this run is in the list of all links.
-    pub fn links(&self) -> HashMap<String, usize> {
-        let (mut client, first) = (Client::connect(self.address), "/v1/links?limit=100");
-        let (mut links, mut path) = (HashMap::new(), first.to_owned());
+    /// The links of this run in the list of all links: the slugs of each URL.
+    pub fn links(&self) -> Result<HashMap<String, Vec<String>>, String> {
+        let first = "/v1/links?limit=100";
+        let mut client = Client::try_connect(self.address).ok_or("no connection")?;
+        let (mut links, mut path) = (HashMap::<_, Vec<_>>::new(), first.to_owned());
         loop {
-            let page = client.get(&path).json();
-            for item in page["items"].as_array().unwrap() {
-                let url = item["url"].as_str().unwrap();
+            let answer = client.try_request("GET", &path, &[], "").ok_or("no answer")?;
+            let page: Page = serde_json::from_str(&answer.body).map_err(|_| answer.body)?;
+            for Link { slug, url } in page.items {
                 if url.starts_with(&self.run) {
-                    *links.entry(url.to_owned()).or_default() += 1;
+                    links.entry(url).or_default().push(slug);
                 }
             }
-            let Some(cursor) = page["next_cursor"].as_str() else { return links };
+            let Some(cursor) = page.next_cursor else { return Ok(links) };
             path = format!("{first}&cursor={cursor}");
         }
     }
+}
+
+#[derive(Deserialize)]
+struct Page {
+    items: Vec<Link>,
+    next_cursor: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct Link {
+    slug: String,
+    url: String,
 }
 
 impl Clients {
@@ -179,13 +199,13 @@ impl Clients {
         let body = json!({"url": url}).to_string();
         let head = format!("content-type: application/json\r\ncontent-length: {}\r\n", body.len());
         let answer = self.exchange(address, kept, "POST /v1/links", &head, &body).await?;
-        let link = answer.json();
-        if answer.status != 201 || link["url"] != url {
-            return Err(format!("{} {}", answer.status, answer.body));
+        match serde_json::from_str::<Link>(&answer.body) {
+            Ok(link) if answer.status == 201 && link.url == url => {
+                self.made.borrow_mut().push(Made { slug: link.slug, url, acknowledged: Instant::now() });
+                Ok(())
+            }
+            _ => Err(format!("{} {}", answer.status, answer.body)),
         }
-        let slug = link["slug"].as_str().unwrap().to_owned();
-        self.made.borrow_mut().push(Made { slug, url, acknowledged: Instant::now() });
-        Ok(())
     }
 
     async fn follow(&self, address: SocketAddr, kept: bool, link: &Made) -> Result<(), String> {
