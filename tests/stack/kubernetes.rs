@@ -287,7 +287,8 @@ fn times_keep_their_order() {
         assert!(check * failures < available, "a pod would count as available while its database is away");
         assert!(available < progress);
         let script = fs::read_to_string(root().join("deploy/kubernetes/deploy")).unwrap();
-        let timeout = script.split("rollout status deployment/drydock --timeout=").nth(1).unwrap();
+        let timeout =
+            script.split("! of_namespace rollout status deployment/drydock --timeout=").nth(1).unwrap();
         let timeout = humantime::parse_duration(timeout.split(';').next().unwrap()).unwrap();
         assert!(Duration::from_secs(progress) < timeout);
     }
