@@ -253,7 +253,7 @@ fn goes_on_after_being_cut_off(stack: &Stack) {
         fails(&mut release(stack, &["lying"]), "another release is under way");
         let Running { child, lines } = first;
         drop(lines);
-        assert_eq!(signal(child, "-INT"), Some(1));
+        assert_eq!(signal(child, "-TERM"), Some(1));
         assert_eq!(serving(stack), [tag, tag]);
     });
 }
