@@ -23,6 +23,15 @@ backups() {
   done
 }
 
+# Waits at most $1 seconds until the command behind it succeeds.
+within() {
+  local end=$((SECONDS + $1))
+  until "${@:2}"; do
+    [ "$SECONDS" -lt "$end" ] || return 1
+    sleep 0.2
+  done
+}
+
 milliseconds() {
   date +%s%3N
 }

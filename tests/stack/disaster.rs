@@ -4,7 +4,6 @@ use std::time::Instant;
 
 use crate::backup::{Backups, LIMIT};
 use crate::docker::run;
-use crate::support::eventually;
 use crate::support::meter::Meter;
 
 #[test]
@@ -15,15 +14,11 @@ fn a_lost_stack_comes_back_with_all_that_was_before_its_backup() {
     release();
     let meter = Meter::new(stack.address, 500);
     let ((begun, took), findings) = meter.run(|| {
-        let more = |count: usize| {
-            let enough = meter.answered() + count;
-            eventually(LIMIT, "answers", || (meter.answered() >= enough).then_some(()));
-        };
-        more(2500);
+        meter.await_more(2500, LIMIT);
         let begun = Instant::now();
         print!("{}", run(&mut backups.backup()));
         let took = begun.elapsed();
-        more(1000);
+        meter.await_more(1000, LIMIT);
         (begun, took)
     });
     let during = findings.made.iter().filter(|link| link.acknowledged >= begun);
@@ -51,7 +46,6 @@ fn a_lost_stack_comes_back_with_all_that_was_before_its_backup() {
     assert!(there.values().all(|slugs| slugs.len() == 1), "twice");
     // It goes on from there: new links get new numbers.
     let meter = Meter::new(stack.address, 500);
-    let ((), findings) =
-        meter.run(|| eventually(LIMIT, "answers", || (meter.answered() > 1000).then_some(())));
+    let ((), findings) = meter.run(|| meter.await_more(1001, LIMIT));
     assert_eq!(findings.losses(), 0, "{findings}");
 }

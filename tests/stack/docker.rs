@@ -102,6 +102,13 @@ pub fn image() -> &'static (Checkout, Duration) {
     })
 }
 
+/// Builds `IMAGE:tag` from the image with one more line.
+pub fn variant(tag: &str, line: &str) {
+    let folder = TempDir::new().unwrap();
+    fs::write(folder.path().join("Dockerfile"), format!("FROM {IMAGE}:clean\n{line}\n")).unwrap();
+    docker(&["build", "--quiet", "--tag", &format!("{IMAGE}:{tag}"), folder.path().to_str().unwrap()]);
+}
+
 /// Ends a project, with its data.
 const DOWN: [&str; 6] = ["--profile", "*", "down", "--volumes", "--timeout", "5"];
 

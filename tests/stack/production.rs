@@ -309,13 +309,12 @@ fn stops_a_replica_under_load(stack: &Stack) {
     let replica = stack.app();
     let meter = Meter::new(stack.address, 200);
     let (stopped, findings) = meter.run(|| {
-        eventually(Duration::from_secs(20), "300 answers", || (meter.answered() > 300).then_some(()));
+        meter.await_more(301, Duration::from_secs(20));
         let start = Instant::now();
         docker(&["stop", &replica]);
         let stopped = start.elapsed();
         // Until nginx has asked for the names again, and would have tried the address again.
-        let seen = meter.answered();
-        eventually(Duration::from_secs(30), "8 s more", || (meter.answered() > seen + 1600).then_some(()));
+        meter.await_more(1601, Duration::from_secs(30));
         stopped
     });
     let state = inspect("container", &replica)["State"].take();
@@ -429,7 +428,7 @@ fn survives_an_attack(stack: &Stack) {
     println!("{:.1?} after the attack a POST is answered within 0.2 s", start.elapsed());
     let meter = Meter::new(stack.address, 200);
     let ((), findings) = meter.run(|| {
-        eventually(Duration::from_secs(20), "300 answers", || (meter.answered() > 300).then_some(()));
+        meter.await_more(301, Duration::from_secs(20));
     });
     assert_eq!(findings.losses(), 0, "{findings}");
 }

@@ -5,7 +5,7 @@ use std::os::unix::process::CommandExt;
 use std::process::{Child, ChildStderr, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::docker::{Checkout, IMAGE, build_image, docker, image, run};
+use crate::docker::{Checkout, IMAGE, build_image, docker, image, run, variant};
 use crate::stack::Stack;
 use crate::support::eventually;
 use crate::support::http::Client;
@@ -35,13 +35,8 @@ fn build_releases() {
         let found = "let target = target.ok_or(Error::NotFound)?;";
         checkout.edit("src/links/handlers.rs", found, &format!(r#"{found} assert_eq!(target, "");"#));
     });
-    let unready = "APP__REDIS__PORT=1 APP__HEALTH__REDIS=required";
-    for (tag, settings) in [("unready", unready), ("refusing", "APP__NONSENSE=1")] {
-        let folder = tempfile::TempDir::new().unwrap();
-        std::fs::write(folder.path().join("Dockerfile"), format!("FROM {IMAGE}:clean\nENV {settings}\n"))
-            .unwrap();
-        docker(&["build", "--quiet", "--tag", &format!("{IMAGE}:{tag}"), folder.path().to_str().unwrap()]);
-    }
+    variant("unready", "ENV APP__REDIS__PORT=1 APP__HEALTH__REDIS=required");
+    variant("refusing", "ENV APP__NONSENSE=1");
 }
 
 fn release(stack: &Stack, arguments: &[&str]) -> Command {
@@ -130,10 +125,9 @@ fn loses_nothing(stack: &Stack, what: &str, work: impl FnOnce(&Meter)) {
 fn under_load(stack: &Stack, what: &str, work: impl FnOnce(&Meter)) -> Findings {
     let meter = Meter::new(stack.address, RATE);
     let ((), findings) = meter.run(|| {
-        eventually(Duration::from_secs(20), "answers", || (meter.answered() > 100).then_some(()));
+        meter.await_more(101, Duration::from_secs(20));
         work(&meter);
-        let seen = meter.answered();
-        eventually(Duration::from_secs(20), "answers", || (meter.answered() > seen + 100).then_some(()));
+        meter.await_more(101, Duration::from_secs(20));
     });
     println!("{what}: {findings}");
     findings
@@ -269,7 +263,7 @@ fn watches(stack: &Stack) {
     assert_eq!(serving(stack), before);
     assert!(findings.losses() > 0 && findings.losses() < findings.requests / 2, "{findings}");
     loses_nothing(stack, "afterwards", |meter| {
-        eventually(Duration::from_secs(20), "answers", || (meter.answered() > 1000).then_some(()));
+        meter.await_more(1000, Duration::from_secs(20));
     });
     // All of its replicas stop while it is watched: the colour before takes over in the same moment.
     let tag = other(stack);

@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use crate::docker::{docker, inspect, run};
+use crate::docker::{docker, inspect, run, variant};
 use crate::support::repeatedly;
-use crate::swarm_stack::{Stack, Swarm, variant};
+use crate::swarm_stack::{Stack, Swarm};
 
 type Check = (&'static str, fn(&Stack));
 

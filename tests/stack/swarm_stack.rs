@@ -108,13 +108,10 @@ impl Stack {
     pub fn under_load<T>(&self, during: impl FnOnce() -> T) -> (T, Findings) {
         let meter = Meter::new(self.address, 200);
         meter.run(|| {
-            let more = |count: usize| {
-                let enough = meter.answered() + count;
-                eventually(Duration::from_secs(60), "answers", || (meter.answered() >= enough).then_some(()));
-            };
-            more(300);
+            let limit = Duration::from_secs(60);
+            meter.await_more(300, limit);
             let result = during();
-            more(1600);
+            meter.await_more(1600, limit);
             result
         })
     }
@@ -190,13 +187,4 @@ pub fn text(output: &Output) -> String {
 pub fn image_of(task: &str) -> String {
     let task: Value = serde_json::from_str(&docker(&["inspect", "--type", "task", task])).unwrap();
     task[0]["Spec"]["ContainerSpec"]["Image"].as_str().unwrap().to_owned()
-}
-
-/// Builds `IMAGE:tag` from the image with one more line.
-pub fn variant(tag: &str, line: &str) {
-    let folder = TempDir::new().unwrap();
-    fs::write(folder.path().join("Dockerfile"), format!("FROM {IMAGE}:clean\n{line}\n")).unwrap();
-    run(Command::new("docker")
-        .args(["build", "--quiet", "--tag", &format!("{IMAGE}:{tag}")])
-        .arg(folder.path()));
 }

@@ -18,6 +18,7 @@ use serde_json::json;
 use tokio::net::TcpStream;
 use tokio::task::LocalSet;
 
+use super::eventually;
 use super::http::{Client, Response};
 use super::load::{LIMIT, exchange, is_open, stop_after};
 use super::report::Fate;
@@ -102,6 +103,13 @@ impl Meter {
     /// How many requests have got what they were owed so far.
     pub fn answered(&self) -> usize {
         self.answered.load(Ordering::Relaxed)
+    }
+
+    /// Waits until so many more have.
+    #[track_caller]
+    pub fn await_more(&self, count: usize, limit: Duration) {
+        let enough = self.answered() + count;
+        eventually(limit, "answers", || (self.answered() >= enough).then_some(()));
     }
 
     /// Sends requests while `during` runs, whether or not earlier ones are answered, then looks for what was made.
