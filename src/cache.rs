@@ -26,6 +26,7 @@ use crate::config;
 use crate::context;
 use crate::metrics::Metrics;
 use crate::redis_client::{RedisClient, error_class};
+use crate::spans;
 
 /// Longest life of a value, and so of a stale one in the worst case.
 pub const MAX_TTL: Duration = Duration::from_secs(60);
@@ -192,6 +193,7 @@ impl Cache {
             return Err(Failure::Skipped);
         }
         let since = Instant::now();
+        let span = spans::redis(command);
         let mut connection = self.client().manager();
         let reply = command.query_async::<T>(&mut connection);
         let result = tokio::time::timeout(inner.operation_timeout, reply).await;
@@ -207,6 +209,9 @@ impl Cache {
             }
             Err(_) => Err(Failure::Away),
         };
+        if result.is_err() {
+            spans::fail(&span);
+        }
         inner.breaker.record(!matches!(result, Err(Failure::Away)));
         inner.metrics.cache_breaker_open.set(inner.breaker.is_open().into());
         result

@@ -12,6 +12,7 @@ use std::time::Duration;
 use tracing_subscriber::filter::Targets;
 
 use crate::address::{PostgresAddress, RedisAddress};
+use crate::collector::Collector;
 use crate::rules;
 use crate::settings::{Problem, Settings};
 
@@ -26,6 +27,8 @@ pub struct Config {
     pub health: Health,
     pub shutdown: Shutdown,
     pub log: Log,
+    /// `None`: no spans are made.
+    pub collector: Option<Collector>,
     pub runtime: Runtime,
 }
 
@@ -205,6 +208,7 @@ impl Config {
             format: s.get("log.format"),
             buffer_lines: s.count("log.buffer_lines"),
         };
+        let collector = Collector::read(s);
         rules::check(s);
         Some(Self {
             service,
@@ -216,6 +220,7 @@ impl Config {
             health,
             shutdown,
             log,
+            collector,
             runtime,
         })
     }

@@ -37,13 +37,13 @@ impl Clock {
 }
 
 impl RequestContext {
-    /// Keeps what the caller sent where it is well formed, and makes new ids where not.
-    pub fn new(request_id: Option<&str>, traceparent: Option<&str>) -> Self {
+    /// Keeps the caller's request id where it is well formed, and makes a new one where not.
+    pub fn new(request_id: Option<&str>, trace: TraceContext) -> Self {
         Self {
             request_id: request_id
                 .filter(|id| is_request_id(id))
                 .map_or_else(|| Uuid::now_v7().to_string(), ToOwned::to_owned),
-            trace: traceparent.and_then(TraceContext::parse).unwrap_or_else(TraceContext::random),
+            trace,
             database: Clock::default(),
             cache: Clock::default(),
         }
@@ -71,7 +71,7 @@ fn is_request_id(id: &str) -> bool {
     (1..=64).contains(&id.len()) && id.bytes().all(allowed)
 }
 
-/// W3C trace context (<https://www.w3.org/TR/trace-context/>): the caller's trace, our own span.
+/// W3C trace context (<https://www.w3.org/TR/trace-context/>): a span, and the trace that it belongs to.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct TraceContext {
     /// Written as 32 lower-case hexadecimal digits.
@@ -82,32 +82,36 @@ pub struct TraceContext {
 }
 
 impl TraceContext {
-    fn parse(traceparent: &str) -> Option<Self> {
+    /// The caller's span, as the header `traceparent` names it.
+    pub fn parse(traceparent: &str) -> Option<Self> {
         let mut parts = traceparent.split('-');
         let version = parts.next().and_then(|part| hex(part, 2)).filter(|version| *version != 0xff)?;
         let trace_id = parts.next().and_then(|part| hex(part, 32)).filter(|id| *id != 0)?;
-        parts.next().and_then(|part| hex(part, 16)).filter(|id| *id != 0)?;
+        let span_id = parts.next().and_then(|part| hex(part, 16)).filter(|id| *id != 0)?;
         let flags = parts.next().and_then(|part| hex(part, 2))?;
         // Version 00 ends here; a later one may go on, and is read as far as we know it.
         if version == 0 && parts.next().is_some() {
             return None;
         }
-        Some(Self { trace_id, span_id: random_span_id(), flags: flags as u8 })
+        Some(Self { trace_id, span_id: span_id as u64, flags: flags as u8 })
     }
 
-    fn random() -> Self {
-        Self { trace_id: Uuid::new_v4().as_u128(), span_id: random_span_id(), flags: 0 }
+    /// A span of our own in the caller's trace, or else in a new one that nobody records.
+    pub fn within(caller: Option<Self>) -> Self {
+        let new = || Self { trace_id: Uuid::new_v4().as_u128(), span_id: 0, flags: 0 };
+        // The second half of a version 4 UUID has 62 random bits and is never zero.
+        Self { span_id: Uuid::new_v4().as_u64_pair().1, ..caller.unwrap_or_else(new) }
+    }
+
+    /// Whether somebody records this trace.
+    pub fn is_sampled(&self) -> bool {
+        self.flags & 1 == 1
     }
 
     /// The header that names our span as the parent of what the receiver does.
     pub fn traceparent(&self) -> String {
         format!("00-{:032x}-{:016x}-{:02x}", self.trace_id, self.span_id, self.flags)
     }
-}
-
-/// The second half of a version 4 UUID has 62 random bits and is never zero.
-fn random_span_id() -> u64 {
-    Uuid::new_v4().as_u64_pair().1
 }
 
 /// Exactly `length` lower-case hexadecimal digits.
@@ -128,10 +132,10 @@ mod tests {
         for (version, rest) in [("00", ""), ("01", "-later")] {
             let header = format!("{version}-{TRACE}-00f067aa0ba902b7-01{rest}");
 
-            let trace = RequestContext::new(None, Some(&header)).trace;
+            let trace = TraceContext::within(TraceContext::parse(&header));
 
             assert_eq!(format!("{:x}", trace.trace_id), TRACE);
-            assert_eq!(trace.flags, 1);
+            assert!(trace.is_sampled());
             assert_ne!(trace.span_id, 0x00f0_67aa_0ba9_02b7);
             assert_eq!(TraceContext::parse(&trace.traceparent()).unwrap().trace_id, trace.trace_id);
         }
@@ -156,7 +160,8 @@ mod tests {
     proptest! {
         #[test]
         fn whatever_is_sent_the_ids_are_well_formed(id in ".{0,80}", traceparent in ".{0,80}") {
-            let context = RequestContext::new(Some(&id), Some(&traceparent));
+            let trace = TraceContext::within(TraceContext::parse(&traceparent));
+            let context = RequestContext::new(Some(&id), trace);
 
             prop_assert!(is_request_id(&context.request_id));
             prop_assert!(TraceContext::parse(&context.trace.traceparent()).is_some());

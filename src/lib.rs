@@ -12,6 +12,7 @@ pub mod admission;
 pub mod breaker;
 pub mod cache;
 pub mod cli;
+pub mod collector;
 pub mod config;
 pub mod context;
 pub mod error;
@@ -26,6 +27,8 @@ pub mod management;
 pub mod metrics;
 pub mod middleware;
 pub mod migrations;
+#[cfg(feature = "otlp")]
+pub mod otlp;
 pub mod postgres;
 pub mod postgres_client;
 pub mod probe;
@@ -37,6 +40,7 @@ pub mod secret;
 pub mod server;
 pub mod settings;
 pub mod shutdown;
+pub mod spans;
 pub mod state;
 pub mod telemetry;
 

@@ -41,7 +41,7 @@ fn work(config: Config, migrate: bool) -> anyhow::Result<u8> {
     // A core dump would hold every secret.
     let no_core = rustix::process::Rlimit { current: Some(0), maximum: Some(0) };
     rustix::process::setrlimit(rustix::process::Resource::Core, no_core)?;
-    let telemetry = Telemetry::start(&config.log, &config.service)?;
+    let telemetry = Telemetry::start(&config)?;
     let result =
         if migrate { server::migrate(&config) } else { server::run(config, &telemetry, router::domains()) };
     if let Err(error) = &result {

@@ -155,7 +155,7 @@ impl Metrics {
 }
 
 /// Any token is a valid method (CVE-2022-21698 was this label without a bound).
-fn method_label(method: &Method) -> &'static str {
+pub fn method_label(method: &Method) -> &'static str {
     const KNOWN: [&str; 9] = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "CONNECT", "TRACE"];
     KNOWN.into_iter().find(|known| method.as_str() == *known).unwrap_or("OTHER")
 }

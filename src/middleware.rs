@@ -12,6 +12,7 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version
 use axum::middleware::Next;
 use axum::response::Response;
 use hyper::body::{Frame, SizeHint};
+use tracing::{Instrument, Span};
 
 use crate::context::{self, RequestContext};
 use crate::error::problem;
@@ -19,6 +20,7 @@ use crate::framing::Conflict;
 use crate::health::Health;
 use crate::listener::Client;
 use crate::metrics::Metrics;
+use crate::spans;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
@@ -63,7 +65,8 @@ pub async fn observe(State(observer): State<Arc<Observer>>, request: Request, ne
             }
         }
     };
-    let mut response = context::scope(Some(Arc::clone(&context)), work).await;
+    let work = context::scope(Some(Arc::clone(&context)), work);
+    let mut response = work.instrument(exchange.span.clone()).await;
 
     exchange.status = Some(response.status());
     let headers = response.headers_mut();
@@ -102,26 +105,45 @@ struct Exchange {
     status: Option<StatusCode>,
     bytes: u64,
     context: Arc<RequestContext>,
+    span: Span,
     metrics: Arc<Metrics>,
 }
 
 impl Exchange {
     fn begin(request: &Request, metrics: Arc<Metrics>) -> Self {
-        let text = |name: HeaderName| request.headers().get(name).and_then(|text| text.to_str().ok());
-        let context = Arc::new(RequestContext::new(text(REQUEST_ID), text(TRACEPARENT)));
+        let route = request.extensions().get::<MatchedPath>().cloned();
+        let path = shortened(request.uri().path());
+        let span = match is_routine(route_label(&route)) {
+            true => Span::none(),
+            false => spans::request(request, route_label(&route), path),
+        };
+        let trace = spans::trace(&span, request);
+        let request_id = request.headers().get(REQUEST_ID).and_then(|id| id.to_str().ok());
+        let context = Arc::new(RequestContext::new(request_id, trace));
+        span.record("request_id", &context.request_id);
         metrics.http_requests_in_flight.inc();
         Self {
             since: Instant::now(),
             method: request.method().clone(),
-            route: request.extensions().get::<MatchedPath>().cloned(),
-            path: shortened(request.uri().path()).to_owned(),
+            route,
+            path: path.to_owned(),
             client: request.extensions().get::<Client>().map(|client| client.0.ip()),
             status: None,
             bytes: 0,
             context,
+            span,
             metrics,
         }
     }
+}
+
+fn route_label(route: &Option<MatchedPath>) -> &str {
+    route.as_ref().map_or(UNMATCHED, MatchedPath::as_str)
+}
+
+/// Probes and scrapes come every few seconds and would drown the rest.
+fn is_routine(route: &str) -> bool {
+    route.starts_with("/health/") || route == "/metrics"
 }
 
 impl Drop for Exchange {
@@ -129,11 +151,15 @@ impl Drop for Exchange {
         let time = self.since.elapsed();
         let status = self.status.as_ref().map_or("cancelled", StatusCode::as_str);
         self.metrics.http_requests_in_flight.dec();
-        let route = self.route.as_ref().map_or(UNMATCHED, MatchedPath::as_str);
+        let route = route_label(&self.route);
         self.metrics.request(&self.method, route, status, time);
         let message = if self.status.is_some() { "request" } else { "request cancelled" };
-        // Probes come every few seconds and would drown the rest.
-        let routine = route.starts_with("/health/") || route == "/metrics";
+        if let Some(status) = self.status {
+            self.span.record("http.response.status_code", status.as_u16());
+        }
+        if self.status.is_none_or(|status| status.is_server_error()) {
+            spans::fail(&self.span);
+        }
         macro_rules! log {
             ($level:ident) => {
                 tracing::$level!(
@@ -151,7 +177,9 @@ impl Drop for Exchange {
                 )
             };
         }
-        context::sync_scope(Arc::clone(&self.context), || if routine { log!(debug) } else { log!(info) });
+        context::sync_scope(Arc::clone(&self.context), || {
+            if is_routine(route) { log!(debug) } else { log!(info) }
+        });
     }
 }
 

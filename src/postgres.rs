@@ -10,13 +10,14 @@ use sqlx::pool::PoolConnection;
 use sqlx::postgres::PgPoolOptions;
 use sqlx::{ConnectOptions, Connection as _, Executor, PgConnection, PgPool, Postgres};
 use tokio::sync::Notify;
+use tracing::Span;
 
 use crate::address::Credentials;
 use crate::context::{self, RequestContext};
 use crate::error::Error;
 use crate::metrics::Metrics;
 use crate::postgres_client::{error_class, options, password};
-use crate::{config, migrations};
+use crate::{config, migrations, spans};
 
 /// A pooled connection that was used more recently needs no check before its next use.
 const FRESH: Duration = Duration::from_secs(1);
@@ -24,6 +25,8 @@ const FRESH: Duration = Duration::from_secs(1);
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 /// Between two looks for a free session while no new one can be had.
 const SESSION_PAUSE: Duration = Duration::from_millis(2);
+/// Bytes that PostgreSQL keeps of a service's name before the id of a trace: 63 in all.
+const NAME_CHARACTERS: usize = 30;
 /// Longest check of a connection before and after its use; a silent one is thrown away.
 const CHECK_LIMIT: Duration = Duration::from_millis(250);
 
@@ -38,6 +41,7 @@ const CHECK_LIMIT: Duration = Duration::from_millis(250);
 #[derive(Clone)]
 pub struct Database {
     pool: PgPool,
+    application_name: String,
     session_lifetime: Duration,
     refusal: Arc<Refusal>,
     metrics: Arc<Metrics>,
@@ -69,16 +73,24 @@ impl Database {
                 })
             })
             // Ends a transaction that a cancelled `begin()` left open without sqlx knowing (sqlx issue 4393).
-            // `rollback` alone would write a warning into PostgreSQL's log each time.
+            // `rollback` alone would write a warning into PostgreSQL's log each time. And ends what `label` began.
             .after_release(|connection, _| {
                 Box::pin(async move {
-                    limited(CHECK_LIMIT, connection.execute("begin; rollback")).await?;
+                    limited(CHECK_LIMIT, connection.execute("begin; rollback; reset application_name"))
+                        .await?;
                     Ok(true)
                 })
             })
             .connect_lazy_with(options(config));
         metrics.database_connections_limit.set(config.max_connections.into());
-        Self { pool, session_lifetime: config.session_lifetime, refusal: Arc::default(), metrics }
+        let application_name = config.application_name.clone();
+        Self {
+            pool,
+            application_name,
+            session_lifetime: config.session_lifetime,
+            refusal: Arc::default(),
+            metrics,
+        }
     }
 
     /// Opens all connections once PostgreSQL is there, or as many as it allows.
@@ -158,19 +170,38 @@ impl Database {
 
     /// Takes a connection, waiting at most the acquire timeout.
     pub async fn acquire(&self) -> Result<Connection, Error> {
-        let since = Instant::now();
-        let result = self.session().await;
-        self.metrics.database_acquire_seconds.observe(since.elapsed().as_secs_f64());
+        let (since, context) = (Instant::now(), context::current());
+        let span = spans::postgresql();
+        let mut result = self.session().await;
+        let wait = since.elapsed();
+        self.metrics.database_acquire_seconds.observe(wait.as_secs_f64());
+        span.record("pool.wait_ms", wait.as_secs_f64() * 1e3);
+        if let (Ok(session), Some(context)) = (&mut result, &context)
+            && context.trace.is_sampled()
+            && let Err(error) = self.label(session, context.trace.trace_id).await
+        {
+            result = Err(error);
+        }
         match result {
-            Ok(inner) => Ok(Connection { inner, since, context: context::current() }),
+            Ok(inner) => Ok(Connection { inner, since, context, _span: span }),
             Err(error) => {
+                spans::fail(&span);
                 self.metrics.database_acquire_errors.inc();
-                if let Some(context) = context::current() {
+                if let Some(context) = context {
                     context.database.add(since.elapsed());
                 }
                 Err(error.into())
             }
         }
+    }
+
+    /// Lets the log and the activity of PostgreSQL name the trace, until the connection goes back.
+    ///
+    /// Not by a comment in each statement: a prepared statement is found again by its text.
+    async fn label(&self, session: &mut PgConnection, trace_id: u128) -> sqlx::Result<()> {
+        let name = format!("{:.NAME_CHARACTERS$} {trace_id:032x}", self.application_name);
+        let label = sqlx::query("select set_config('application_name', $1, false)").bind(name);
+        limited(CHECK_LIMIT, label.execute(session)).await.map(drop)
     }
 
     /// A session of the pool; while the credentials are refused, one of those that are open.
@@ -219,6 +250,8 @@ pub struct Connection {
     inner: PoolConnection<Postgres>,
     since: Instant,
     context: Option<Arc<RequestContext>>,
+    /// Ends with us.
+    _span: Span,
 }
 
 impl Deref for Connection {

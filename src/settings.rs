@@ -24,14 +24,16 @@ const DEFAULTS: &str = include_str!("default.toml");
 const PREFIX: &str = "APP__";
 const FILE_SUFFIX: &str = "_FILE";
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
-const CONVENTIONAL: [(&str, &str); 5] = [
+const CONVENTIONAL: [(&str, &str); 6] = [
     ("PORT", "http.port"),
     ("DATABASE_URL", "database.url"),
     ("REDIS_URL", "redis.url"),
     ("RUST_LOG", "log.level"),
     ("HOSTNAME", "service.instance"),
+    ("OTEL_EXPORTER_OTLP_ENDPOINT", "otlp.endpoint"),
 ];
-const SECRET: [&str; 4] = ["database.url", "database.password", "redis.url", "redis.password"];
+const SECRET: [&str; 5] =
+    ["database.url", "database.password", "redis.url", "redis.password", "otlp.authorization"];
 
 /// One thing that is wrong with the settings: a line of the start-up report.
 ///

@@ -12,6 +12,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tracing::Instrument;
 
 use crate::context;
 use crate::error::Error;
@@ -78,7 +79,7 @@ impl Tasks {
     ) -> Result<T, Error> {
         let work = timeout(self.limit, work);
         let work = async { work.await.unwrap_or(Err(Error::Unavailable("The request took too long."))) };
-        let task = self.tracker.spawn(context::scope(context::current(), work));
+        let task = self.tracker.spawn(context::scope(context::current(), work).in_current_span());
         match pin!(task).await {
             Ok(result) => result,
             Err(error) => match error.try_into_panic() {

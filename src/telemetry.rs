@@ -11,15 +11,18 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tracing::field::{Field, Visit};
 use tracing::{Event, Subscriber, span};
+use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::layer::{self, Layer, SubscriberExt};
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Registry, fmt as text};
 
 use crate::VERSION;
-use crate::config::{Log, LogFormat, Service};
+use crate::config::{Config, LogFormat, Service};
 use crate::context;
 use crate::log_writer::{LogGuard, LogWriter};
+#[cfg(feature = "otlp")]
+use crate::otlp::Exporter;
 
 /// The longest wait for the last lines at exit.
 const FLUSH_LIMIT: Duration = Duration::from_millis(100);
@@ -29,11 +32,14 @@ pub struct Telemetry {
     writer: LogWriter,
     panics: IntCounter,
     guard: LogGuard,
+    #[cfg(feature = "otlp")]
+    exporter: Option<Exporter>,
 }
 
 impl Telemetry {
     /// Installs the subscriber and the panic hook. Once per process.
-    pub fn start(log: &Log, service: &Service) -> anyhow::Result<Self> {
+    pub fn start(config: &Config) -> anyhow::Result<Self> {
+        let Config { log, service, .. } = config;
         let terminal = std::io::stdout().is_terminal();
         let as_json = match log.format {
             LogFormat::Auto => !terminal,
@@ -58,14 +64,28 @@ impl Telemetry {
         } else {
             Box::new(text::layer().with_ansi(terminal).with_writer(writer.clone()))
         };
-        tracing_subscriber::registry().with(format.with_filter(log.filter.clone())).try_init()?;
+        // Spans that are made for a collector are no matter of the log.
+        let filter = log.filter.clone().with_target("otlp", LevelFilter::OFF);
+        let subscriber = tracing_subscriber::registry().with(format.with_filter(filter));
+        #[cfg(feature = "otlp")]
+        let exporter =
+            config.collector.as_ref().map(|collector| Exporter::start(collector, service)).transpose()?;
+        #[cfg(feature = "otlp")]
+        let subscriber = subscriber.with(exporter.as_ref().map(Exporter::layer));
+        subscriber.try_init()?;
         let panics = IntCounter::new("panics_total", "Panics in any task or thread.")?;
         let counter = panics.clone();
         std::panic::set_hook(Box::new(move |panic| {
             counter.inc();
             log_panic(panic);
         }));
-        Ok(Self { writer, panics, guard })
+        Ok(Self {
+            writer,
+            panics,
+            guard,
+            #[cfg(feature = "otlp")]
+            exporter,
+        })
     }
 
     /// What is counted outside of any request: panics and dropped lines.
@@ -73,8 +93,12 @@ impl Telemetry {
         [self.panics.clone(), self.writer.dropped.clone()]
     }
 
-    /// Writes the lines that are still queued, for as long as somebody reads them.
+    /// Sends the spans and writes the lines that are still queued, for as long as somebody takes them.
     pub fn finish(self) {
+        #[cfg(feature = "otlp")]
+        if let Some(exporter) = self.exporter {
+            exporter.finish();
+        }
         let _ = self.guard.finish(FLUSH_LIMIT);
     }
 }
@@ -170,7 +194,7 @@ impl Visit for Fields {
 }
 
 /// Writes each event as one line, with the fields of the spans around it and the ids of the request in progress:
-/// a span for each request would cost more than all other middleware.
+/// to keep those in a span would cost more than all other middleware.
 ///
 /// Not the `json` format of tracing-subscriber: it nests span fields, where searching them is awkward,
 /// and has no place for the fields of [`Origin`].

@@ -2,7 +2,7 @@
 //! is continued.
 #![no_main]
 
-use app::context::RequestContext;
+use app::context::{RequestContext, TraceContext};
 use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
 
@@ -21,7 +21,8 @@ fuzz_target!(|headers: (&str, Trace<'_>)| {
         }
     };
 
-    let context = RequestContext::new(Some(request_id), Some(&traceparent));
+    let continued = |traceparent: &str| TraceContext::within(TraceContext::parse(traceparent));
+    let context = RequestContext::new(Some(request_id), continued(&traceparent));
 
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
     let well_formed = |id: &str| (1..=64).contains(&id.len()) && id.bytes().all(allowed);
@@ -29,7 +30,7 @@ fuzz_target!(|headers: (&str, Trace<'_>)| {
     assert_eq!(context.request_id == request_id, well_formed(request_id));
 
     let ours = context.trace.traceparent();
-    let next = RequestContext::new(None, Some(&ours)).trace;
+    let next = continued(&ours);
     assert_eq!((next.trace_id, next.flags), (context.trace.trace_id, context.trace.flags), "{ours}");
 
     if let Trace::Parts { version, trace_id, parent, flags, rest } = trace {

@@ -106,7 +106,7 @@ async fn row(State(database): State<Database>) -> Result<&'static str, Error> {
 fn main() -> anyhow::Result<std::process::ExitCode> {
     let (config, _) =
         Config::load(std::env::vars_os()).map_err(|problems| anyhow::anyhow!("{problems:?}"))?;
-    let telemetry = Telemetry::start(&config.log, &config.service)?;
+    let telemetry = Telemetry::start(&config)?;
     let code = server::run(config, &telemetry, routes());
     telemetry.finish();
     code.map(Into::into)

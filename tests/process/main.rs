@@ -21,3 +21,4 @@ mod secrets;
 mod shutdown;
 mod soak;
 mod stock;
+mod tracing;

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
 
 pub mod app;
+pub mod collector;
 pub mod http;
 pub mod load;
 pub mod meter;
