@@ -1,7 +1,8 @@
-//! `make bench`: the service with default settings and its access log against a bare axum route, with wrk.
+//! `make bench`: the service with default settings and its access log against a bare axum route, and what it costs to
+//! observe it, with wrk.
 //!
-//! Client and servers share the machine, so only ratios taken in one run mean something: the three are measured in
-//! turn, five times, and medians compared.
+//! Client and servers share the machine, so only ratios taken in one run mean something: they are measured in turn, five
+//! times, and medians compared.
 #![expect(clippy::unwrap_used, reason = "a benchmark that cannot be set up has failed")]
 #![expect(clippy::print_stdout, reason = "a benchmark prints")]
 
@@ -11,12 +12,31 @@ mod support;
 
 use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use app::admission::{Admission, admit};
+use app::cache::Cache;
+use app::config::Config;
+use app::health::Health;
+use app::listener::{self, Server};
+use app::metrics::Metrics;
+use app::postgres::Database;
+use app::probe::PostgresProbe;
+use app::router;
+use app::shutdown::{Stages, Tasks};
+use app::state::AppState;
+use axum::extract::DefaultBodyLimit;
+use axum::http::StatusCode;
+use axum::middleware::from_fn_with_state;
+use support::collector::Collector;
 use support::free_port;
 use support::http::Client;
 use support::servers::postgres;
 use support::setup::Setup;
+use tower_http::catch_panic::CatchPanicLayer;
+use tower_http::limit::RequestBodyLimitLayer;
+use tower_http::timeout::TimeoutLayer;
 
 const ROUNDS: usize = 5;
 const STARTS: usize = 20;
@@ -45,6 +65,14 @@ impl Process {
         }
     }
 
+    /// Processor time so far; the unit of /proc is a hundredth of a second on every Linux.
+    fn cpu(&self) -> Duration {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap();
+        let fields: Vec<_> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
+        let ticks: u64 = fields[11..13].iter().map(|ticks| ticks.parse::<u64>().unwrap()).sum();
+        Duration::from_millis(10 * ticks)
+    }
+
     fn resident_mib(&self) -> f64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
@@ -59,24 +87,38 @@ impl Drop for Process {
     }
 }
 
-/// Requests per second and the 99th percentile in milliseconds.
-fn load(address: SocketAddr, path: &str) -> (f64, f64) {
+/// What one round of load has shown.
+#[derive(Clone, Copy)]
+struct Round {
+    /// Requests per second.
+    rate: f64,
+    /// 99th percentile in milliseconds.
+    p99: f64,
+    /// Processor time of the server in microseconds for each request: neighbours disturb it least.
+    cpu: f64,
+}
+
+fn load(process: &Process, path: &str) -> Round {
     let wrk = |seconds: &str| {
-        let url = format!("http://{address}{path}");
+        let url = format!("http://{}{path}", process.address);
         let arguments = ["-t1", "-c", CONNECTIONS, "-d", seconds, "--latency", &url];
         let output = Command::new("wrk").args(arguments).output();
         String::from_utf8(output.expect("wrk is installed: apt-get install wrk").stdout).unwrap()
     };
     wrk("1");
+    let before = process.cpu();
     let report = wrk(SECONDS);
+    let cpu = process.cpu() - before;
     assert!(!report.contains("Non-2xx"), "{report}");
     let value = |name: &str| report.lines().find_map(|line| line.trim().strip_prefix(name)).unwrap().trim();
     let p99 = value("99%");
     let unit = if p99.ends_with("ms") { 1.0 } else { 1e-3 };
-    (
-        value("Requests/sec:").parse().unwrap(),
-        p99.trim_end_matches(char::is_alphabetic).parse::<f64>().unwrap() * unit,
-    )
+    let requests = report.lines().find_map(|line| line.split_once(" requests in ")).unwrap().0.trim();
+    Round {
+        rate: value("Requests/sec:").parse().unwrap(),
+        p99: p99.trim_end_matches(char::is_alphabetic).parse::<f64>().unwrap() * unit,
+        cpu: cpu.as_secs_f64() * 1e6 / requests.parse::<f64>().unwrap(),
+    }
 }
 
 fn median(mut values: Vec<f64>) -> f64 {
@@ -93,22 +135,78 @@ fn bare(port: u16) {
     });
 }
 
+/// The service with all that it does for a request but observe it: no log, no metrics, no trace context.
+fn unobserved() {
+    let (config, _) = Config::load(std::env::vars_os()).map_err(|problems| problems.len()).unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let (http, stages) = (&config.http, Stages::default());
+        let metrics = Arc::new(Metrics::new(&[]).unwrap());
+        let health = Health::new(config.health.clone(), stages.clone(), Arc::clone(&metrics));
+        let database = Database::new(&config.database, Arc::clone(&metrics));
+        let cache = Cache::new(&config.redis, "bench", http.request_timeout, Arc::clone(&metrics)).unwrap();
+        let probe = PostgresProbe::new(database.clone(), health.clone());
+        let tasks = Tasks::new(http.request_timeout);
+        let admission = Arc::new(Admission::new(http, health.clone(), Arc::clone(&metrics)));
+        let state = AppState { database: database.clone(), cache, tasks };
+        let business = router::domains().with_state(state).layer(from_fn_with_state(admission, admit));
+        let routes = business.layer((
+            CatchPanicLayer::new(),
+            TimeoutLayer::with_status_code(StatusCode::SERVICE_UNAVAILABLE, http.request_timeout),
+            RequestBodyLimitLayer::new(http.max_body_bytes),
+            DefaultBodyLimit::disable(),
+        ));
+        let server = Server::new(routes, http.clone(), stages, metrics);
+        let accept = server.accept(listener::bind(http.address).unwrap());
+        tokio::join!(database.warm_up(), health.watch_postgres(probe), accept).2.unwrap();
+    });
+}
+
+/// Measures each of `targets`, a name with a process and a path, in turn, and prints a table in which the first is 1.
+fn compare(targets: &[(&str, &Process, &str)]) {
+    let mut results = vec![Vec::new(); targets.len()];
+    for _ in 0..ROUNDS {
+        for (result, (_, process, path)) in results.iter_mut().zip(targets) {
+            result.push(load(process, path));
+        }
+    }
+    println!("\n| | requests/s | ratio | p99 ms | CPU us a request |\n|---|---|---|---|---|");
+    for ((name, ..), result) in targets.iter().zip(&results) {
+        let ratios = result.iter().zip(&results[0]).map(|(ours, first)| ours.rate / first.rate).collect();
+        let of = |value: fn(&Round) -> f64| median(result.iter().map(value).collect());
+        let (rate, p99, cpu) = (of(|round| round.rate), of(|round| round.p99), of(|round| round.cpu));
+        println!("| {name} | {rate:.0} | {:.2} | {p99:.2} | {cpu:.1} |", median(ratios));
+    }
+}
+
 fn main() {
     let mut arguments = std::env::args().skip(1);
-    if arguments.next().as_deref() == Some("bare") {
-        return bare(arguments.next().unwrap().parse().unwrap());
+    match arguments.next().as_deref() {
+        Some("bare") => return bare(arguments.next().unwrap().parse().unwrap()),
+        Some("unobserved") => return unobserved(),
+        _ => {}
     }
     let setup = Setup::shared();
     setup.migrate();
-    let start = |path: &str| {
+    // The service, or this program as `unobserved`, with these settings more.
+    let start_as = |observed: bool, settings: &[(&str, &str)], path: &str| {
         let port = free_port();
         let mut command = Setup::shared().command(&[]);
+        if !observed {
+            let settings =
+                command.get_envs().map(|(name, value)| (name.to_owned(), value.unwrap().to_owned()));
+            let settings: Vec<_> = settings.collect();
+            command = Command::new(std::env::current_exe().unwrap());
+            command.arg("unobserved").envs(settings);
+        }
         command.env("APP__DATABASE__NAME", setup.database()).env("APP__HTTP__PORT", port.to_string());
+        command.envs(settings.iter().copied());
         let begin = Instant::now();
         let process = Process::start(command, port);
         process.wait_for(path);
         (process, begin.elapsed())
     };
+    let start = |path: &str| start_as(true, &[], path);
 
     let starts = (0..STARTS).map(|_| start("/health/live").1.as_secs_f64() * 1e3).collect();
     println!(
@@ -125,25 +223,24 @@ fn main() {
     let idle = service.resident_mib();
     postgres().sql(setup.database(), "insert into links (slug, url) values ('hot', 'https://example.com/')");
     service.wait_for("/r/hot");
-
-    let routes = [
+    println!("{CONNECTIONS} keep-alive connections, {SECONDS} s each, medians of {ROUNDS} rounds:");
+    compare(&[
         ("bare axum", &bare, "/"),
-        ("/health/live", &service, "/health/live"),
-        ("/r/hot", &service, "/r/hot"),
-    ];
-    let mut results = vec![Vec::new(); routes.len()];
-    for _ in 0..ROUNDS {
-        for (result, (_, process, path)) in results.iter_mut().zip(routes) {
-            result.push(load(process.address, path));
-        }
-    }
-    println!("{CONNECTIONS} keep-alive connections, {SECONDS} s each, medians of {ROUNDS} rounds:\n");
-    println!("| route | requests/s | ratio | p99 ms |\n|---|---|---|---|");
-    let rate = |result: &[(f64, f64)]| median(result.iter().map(|(rate, _)| *rate).collect());
-    for ((name, ..), result) in routes.iter().zip(&results) {
-        let ratios = result.iter().zip(&results[0]).map(|(ours, bare)| ours.0 / bare.0).collect();
-        let p99 = median(result.iter().map(|(_, p99)| *p99).collect());
-        println!("| {name} | {:.0} | {:.2} | {p99:.2} |", rate(result), median(ratios));
-    }
+        ("`/health/live`", &service, "/health/live"),
+        ("`/r/{slug}`, from the cache, logged", &service, "/r/hot"),
+    ]);
     println!("\nresident memory: {idle:.1} MiB idle, {:.1} MiB after the load", service.resident_mib());
+
+    let endpoint = Collector::start().endpoint();
+    let otlp = |ratio| [("APP__OTLP__ENDPOINT", &*endpoint), ("APP__OTLP__SAMPLE_RATIO", ratio)];
+    let (unobserved, _) = start_as(false, &[], "/r/hot");
+    let (hundredth, _) = start_as(true, &otlp("0.01"), "/r/hot");
+    let (all, _) = start_as(true, &otlp("1"), "/r/hot");
+    println!("\nwhat it costs to observe `/r/{{slug}}`:");
+    compare(&[
+        ("nothing", &unobserved, "/r/hot"),
+        ("access log, metrics, trace context", &service, "/r/hot"),
+        ("and spans of every hundredth request", &hundredth, "/r/hot"),
+        ("and spans of every request", &all, "/r/hot"),
+    ]);
 }

@@ -55,6 +55,14 @@ pub fn current() -> Option<Arc<RequestContext>> {
     CURRENT.try_with(Option::clone).ok().flatten()
 }
 
+/// Whether the calling task works for a request that nobody records.
+pub fn is_unsampled() -> bool {
+    let of_request = |context: &Option<Arc<RequestContext>>| {
+        context.as_ref().is_some_and(|context| !context.trace.is_sampled())
+    };
+    CURRENT.try_with(of_request).unwrap_or(false)
+}
+
 /// Runs `work` for the request that `context` describes, if there is one.
 pub async fn scope<T>(context: Option<Arc<RequestContext>>, work: impl Future<Output = T>) -> T {
     CURRENT.scope(context, work).await

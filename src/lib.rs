@@ -22,6 +22,7 @@ pub mod health;
 pub mod healthcheck;
 pub mod links;
 pub mod listener;
+pub mod log_line;
 pub mod log_writer;
 pub mod management;
 pub mod metrics;

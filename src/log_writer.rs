@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 use prometheus::IntCounter;
 use tracing_subscriber::fmt::MakeWriter;
 
+/// Time in which further lines join the first: to wake the thread for each costs more than to make the line.
+const GATHER_PAUSE: Duration = Duration::from_millis(5);
 /// Bytes that the thread joins before it writes.
 const BATCH_BYTES: usize = 64 * 1024;
 
@@ -33,7 +35,7 @@ impl LogWriter {
     pub fn start(
         mut output: impl Write + Send + 'static,
         buffer_lines: usize,
-        report: impl Fn(u64) -> String + Send + 'static,
+        report: impl Fn(u64) -> Vec<u8> + Send + 'static,
     ) -> io::Result<(Self, LogGuard)> {
         let (queue, lines) = sync_channel::<Vec<u8>>(buffer_lines);
         let (done, finished) = sync_channel(1);
@@ -45,6 +47,9 @@ impl LogWriter {
             while let Ok(mut batch) = lines.recv() {
                 // The empty line is the guard's: everything before it has been taken.
                 let mut last = batch.is_empty();
+                if !last {
+                    thread::sleep(GATHER_PAUSE);
+                }
                 while batch.len() < BATCH_BYTES && !last {
                     let Ok(line) = lines.try_recv() else { break };
                     last = line.is_empty();
@@ -54,7 +59,7 @@ impl LogWriter {
                 let _ = output.write_all(&batch);
                 let dropped = counter.get();
                 if dropped > reported {
-                    let _ = output.write_all(report(dropped - reported).as_bytes());
+                    let _ = output.write_all(&report(dropped - reported));
                     reported = dropped;
                 }
                 let _ = output.flush();
@@ -140,7 +145,8 @@ mod tests {
         let ((entered, inside), (open, opened)) = (channel(), channel());
         let (sink, written) = channel();
         let gate = Gate { entered, opened, written: sink };
-        let (writer, guard) = LogWriter::start(gate, 10, |dropped| format!("dropped {dropped}\n")).unwrap();
+        let (writer, guard) =
+            LogWriter::start(gate, 10, |dropped| format!("dropped {dropped}\n").into_bytes()).unwrap();
 
         writer.write_line(b"first\n".to_vec());
         inside.recv().unwrap();

@@ -113,11 +113,7 @@ impl Exchange {
     fn begin(request: &Request, metrics: Arc<Metrics>) -> Self {
         let route = request.extensions().get::<MatchedPath>().cloned();
         let path = shortened(request.uri().path());
-        let span = match is_routine(route_label(&route)) {
-            true => Span::none(),
-            false => spans::request(request, route_label(&route), path),
-        };
-        let trace = spans::trace(&span, request);
+        let (span, trace) = spans::request(request, route_label(&route), path);
         let request_id = request.headers().get(REQUEST_ID).and_then(|id| id.to_str().ok());
         let context = Arc::new(RequestContext::new(request_id, trace));
         span.record("request_id", &context.request_id);
@@ -141,11 +137,6 @@ fn route_label(route: &Option<MatchedPath>) -> &str {
     route.as_ref().map_or(UNMATCHED, MatchedPath::as_str)
 }
 
-/// Probes and scrapes come every few seconds and would drown the rest.
-fn is_routine(route: &str) -> bool {
-    route.starts_with("/health/") || route == "/metrics"
-}
-
 impl Drop for Exchange {
     fn drop(&mut self) {
         let time = self.since.elapsed();
@@ -160,6 +151,7 @@ impl Drop for Exchange {
         if self.status.is_none_or(|status| status.is_server_error()) {
             spans::fail(&self.span);
         }
+        // Probes and scrapes would drown the rest.
         macro_rules! log {
             ($level:ident) => {
                 tracing::$level!(
@@ -178,7 +170,7 @@ impl Drop for Exchange {
             };
         }
         context::sync_scope(Arc::clone(&self.context), || {
-            if is_routine(route) { log!(debug) } else { log!(info) }
+            if spans::is_routine(route) { log!(debug) } else { log!(info) }
         });
     }
 }

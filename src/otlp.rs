@@ -1,13 +1,14 @@
 //! Spans for an OpenTelemetry collector: OTLP by HTTP (<https://opentelemetry.io/docs/specs/otlp/>).
 //!
-//! Any `tracing` span of level INFO is one, such as that of a function with `#[tracing::instrument]`. Those that are
-//! made for this only have the target `otlp`, which keeps their fields out of the log: while there is no endpoint, or
-//! in a build without the feature `otlp`, they cost a look at a flag.
+//! Any `tracing` span of level INFO is one, such as that of a function with `#[tracing::instrument]`, but in requests
+//! that are not sampled: whether one is, is decided before any span is made. Spans that are made for the collector only
+//! have the target `otlp`, which keeps their fields out of the log.
 //!
 //! A finished span goes into a bounded queue, or nowhere when that is full. One thread takes them out in batches and
 //! sends them, for three seconds each: a collector that is slow or gone costs spans, and never a request its time.
 
 use std::collections::HashMap;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -18,16 +19,19 @@ use opentelemetry::{Context, KeyValue};
 use opentelemetry_otlp::{SpanExporter, WithExportConfig, WithHttpConfig};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::trace::{BatchConfigBuilder, BatchSpanProcessor, Sampler, SdkTracerProvider};
-use tracing::{Level, Span, Subscriber};
+use tracing::level_filters::LevelFilter;
+use tracing::subscriber::Interest;
+use tracing::{Level, Metadata, Span, Subscriber};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 use tracing_subscriber::Layer;
-use tracing_subscriber::filter::filter_fn;
+use tracing_subscriber::filter::DynFilterFn;
 use tracing_subscriber::registry::LookupSpan;
+use uuid::Uuid;
 
 use crate::VERSION;
 use crate::collector::Collector;
 use crate::config::Service;
-use crate::context::TraceContext;
+use crate::context::{self, TraceContext};
 use crate::secret::ExposeSecret;
 
 /// Spans that wait to be sent: some 2 MiB.
@@ -38,6 +42,9 @@ const BATCH_SPANS: usize = 512;
 const BATCH_PAUSE: Duration = Duration::from_secs(1);
 /// Longest request to the collector.
 const SEND_LIMIT: Duration = Duration::from_secs(3);
+
+/// Share of the requests to sample; not set without an exporter, of which there is one in a process.
+static RATIO: OnceLock<f64> = OnceLock::new();
 
 /// Sends spans until [`Exporter::finish`].
 pub struct Exporter {
@@ -75,9 +82,10 @@ impl Exporter {
         ]);
         let provider = SdkTracerProvider::builder()
             .with_span_processor(BatchSpanProcessor::builder(exporter).with_batch_config(batches).build())
-            .with_sampler(Sampler::ParentBased(Box::new(Sampler::TraceIdRatioBased(config.sample_ratio))))
+            .with_sampler(Sampler::AlwaysOn)
             .with_resource(resource.build())
             .build();
+        let _ = RATIO.set(config.sample_ratio);
         Ok(Self { provider, flush_timeout: config.flush_timeout })
     }
 
@@ -90,7 +98,14 @@ impl Exporter {
             .with_target(false)
             .with_tracked_inactivity(false)
             .with_context_activation(false)
-            .with_filter(filter_fn(|metadata| metadata.is_span() && *metadata.level() <= Level::INFO))
+            .with_filter(
+                DynFilterFn::new(|metadata, _| is_wanted(metadata) && !context::is_unsampled())
+                    .with_callsite_filter(|metadata| match is_wanted(metadata) {
+                        true => Interest::sometimes(),
+                        false => Interest::never(),
+                    })
+                    .with_max_level_hint(LevelFilter::INFO),
+            )
     }
 
     /// Sends what is queued, within the flush timeout.
@@ -99,6 +114,18 @@ impl Exporter {
             tracing::warn!(error = %error, "the last spans may be lost");
         }
     }
+}
+
+fn is_wanted(metadata: &Metadata<'_>) -> bool {
+    metadata.is_span() && *metadata.level() <= Level::INFO
+}
+
+/// Whether a request is to have spans: its caller says so, or else chance.
+pub fn samples(caller: Option<TraceContext>) -> bool {
+    let Some(ratio) = RATIO.get() else { return false };
+    // The first half of a version 4 UUID begins with 48 random bits.
+    let chance = || (Uuid::new_v4().as_u64_pair().0 >> 32) as u32;
+    caller.map_or_else(|| f64::from(chance()) < ratio * 2f64.powi(32), |caller| caller.is_sampled())
 }
 
 /// Makes `span` a part of the caller's trace, if there is one, and returns the ids that it goes by; `None` where it

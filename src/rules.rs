@@ -24,8 +24,11 @@ const FLOORS: [(&str, Duration); 2] = [
 ];
 
 /// Lowest and highest number: what hyper takes, what is allocated at once.
-const RANGES: [(&str, usize, usize); 3] =
-    [("http.max_head_bytes", 8192, 1 << 30), ("http.max_headers", 1, 100), ("log.buffer_lines", 1, 1 << 20)];
+const RANGES: [(&str, usize, usize); 3] = [
+    ("http.max_head_bytes", 8192, 1 << 30),
+    ("http.max_headers", 1, 100),
+    ("log.buffer_lines", 256, 1 << 20),
+];
 
 /// Notes a problem for each rule that does not hold.
 pub fn check(s: &mut Settings) {

@@ -4,16 +4,31 @@
 use axum::extract::Request;
 use redis::{Arg, Cmd};
 use tracing::Span;
-use tracing::field::{self, Empty};
+use tracing::field::Empty;
 
 use crate::context::TraceContext;
-use crate::listener::Client;
-use crate::metrics::method_label;
 #[cfg(feature = "otlp")]
-use crate::otlp::join;
+use crate::{listener::Client, metrics::method_label, otlp};
 
-/// A request; `path` as it may be shown.
-pub fn request(request: &Request, route: &str, path: &str) -> Span {
+/// The span of a request, if one is wanted, and the ids of the request, which are those of the span. `path` as it may
+/// be shown.
+#[cfg_attr(not(feature = "otlp"), expect(unused_variables, reason = "nobody wants one"))]
+pub fn request(request: &Request, route: &str, path: &str) -> (Span, TraceContext) {
+    let header = |name| request.headers().get(name).and_then(|value| value.to_str().ok());
+    let caller = header("traceparent").and_then(TraceContext::parse);
+    // Probes and scrapes come every few seconds and would drown the rest.
+    #[cfg(feature = "otlp")]
+    if !is_routine(route) && otlp::samples(caller) {
+        let span = request_span(request, route, path);
+        if let Some(trace) = otlp::join(&span, caller, header("tracestate")) {
+            return (span, trace);
+        }
+    }
+    (Span::none(), TraceContext::within(caller))
+}
+
+#[cfg(feature = "otlp")]
+fn request_span(request: &Request, route: &str, path: &str) -> Span {
     let method = method_label(request.method());
     tracing::info_span!(
         target: "otlp",
@@ -25,16 +40,9 @@ pub fn request(request: &Request, route: &str, path: &str) -> Span {
         http.route = route,
         http.response.status_code = Empty,
         url.path = path,
-        client.address = request.extensions().get::<Client>().map(|client| field::display(client.0.ip())),
+        client.address = request.extensions().get::<Client>().map(|client| tracing::field::display(client.0.ip())),
         request_id = Empty,
     )
-}
-
-/// The ids of a request: those of its span if that goes to a collector. Either way in the caller's trace.
-pub fn trace(span: &Span, request: &Request) -> TraceContext {
-    let header = |name| request.headers().get(name).and_then(|value| value.to_str().ok());
-    let caller = header("traceparent").and_then(TraceContext::parse);
-    join(span, caller, header("tracestate")).unwrap_or_else(|| TraceContext::within(caller))
 }
 
 /// A connection of the pool: from the wait for it until it goes back.
@@ -65,12 +73,12 @@ pub fn redis(command: &Cmd) -> Span {
     )
 }
 
+/// Whether requests of this route are those of supervisors.
+pub fn is_routine(route: &str) -> bool {
+    route.starts_with("/health/") || route == "/metrics"
+}
+
 /// Marks what `span` is about as failed.
 pub fn fail(span: &Span) {
     span.record("otel.status_code", "ERROR");
-}
-
-#[cfg(not(feature = "otlp"))]
-fn join(_: &Span, _: Option<TraceContext>, _: Option<&str>) -> Option<TraceContext> {
-    None
 }

@@ -1,15 +1,11 @@
 //! Logs: one JSON object a line from the first to the last, panics included; readable text on a terminal.
 
-use std::fmt::{self, Write};
 use std::io::IsTerminal;
 use std::panic::PanicHookInfo;
 use std::time::Duration;
 
 use anyhow::Context;
 use prometheus::IntCounter;
-use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
-use tracing::field::{Field, Visit};
 use tracing::{Event, Subscriber, span};
 use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::layer::{self, Layer, SubscriberExt};
@@ -17,9 +13,9 @@ use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Registry, fmt as text};
 
-use crate::VERSION;
-use crate::config::{Config, LogFormat, Service};
+use crate::config::{Config, LogFormat};
 use crate::context;
+use crate::log_line::{Fields, Origin};
 use crate::log_writer::{LogGuard, LogWriter};
 #[cfg(feature = "otlp")]
 use crate::otlp::Exporter;
@@ -50,11 +46,12 @@ impl Telemetry {
         let report_origin = origin.clone();
         let report = move |dropped: u64| {
             if as_json {
-                let values = vec![("dropped", dropped.to_string())];
-                let message = "log lines were dropped".to_owned();
-                report_origin.line("WARN", "log", &Fields { message, values })
+                let mut fields = Fields::default();
+                fields.message = "log lines were dropped".to_owned();
+                fields.add("dropped", &dropped);
+                report_origin.line("WARN", "log", &fields)
             } else {
-                format!("{dropped} log lines were dropped\n")
+                format!("{dropped} log lines were dropped\n").into_bytes()
             }
         };
         let (writer, guard) = LogWriter::start(std::io::stdout(), log.buffer_lines, report)
@@ -116,83 +113,6 @@ fn log_panic(panic: &PanicHookInfo<'_>) {
     );
 }
 
-/// The fields that every line begins with; a field of an event or span that has such a name is renamed.
-const RESERVED: [&str; 8] =
-    ["time", "level", "message", "target", "service", "version", "environment", "instance"];
-
-/// Who writes: the same part of every line, rendered once.
-#[derive(Clone)]
-struct Origin(String);
-
-impl Origin {
-    fn new(service: &Service) -> Self {
-        Self(format!(
-            r#""service":{},"version":{},"environment":{},"instance":{}"#,
-            json(&service.name),
-            json(VERSION),
-            json(&service.environment),
-            json(&service.instance),
-        ))
-    }
-
-    fn line(&self, level: &str, target: &str, fields: &Fields) -> String {
-        let time = OffsetDateTime::now_utc().format(&Rfc3339).unwrap_or_default();
-        let (message, target, origin) = (json(&fields.message), json(target), &self.0);
-        let mut line =
-            format!(r#"{{"time":"{time}","level":"{level}","message":{message},"target":{target},{origin}"#);
-        for (name, value) in &fields.values {
-            let prefix = if RESERVED.contains(name) { "field_" } else { "" };
-            let _ = write!(line, r#","{prefix}{name}":{value}"#);
-        }
-        line += "}\n";
-        line
-    }
-}
-
-/// The fields of an event or a span, as JSON values; each name once.
-#[derive(Default)]
-struct Fields {
-    message: String,
-    values: Vec<(&'static str, String)>,
-}
-
-impl Fields {
-    fn add(&mut self, name: &'static str, value: String) {
-        if !self.values.iter().any(|(known, _)| *known == name) {
-            self.values.push((name, value));
-        }
-    }
-}
-
-impl Visit for Fields {
-    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        self.record_str(field, &format!("{value:?}"));
-    }
-
-    fn record_str(&mut self, field: &Field, value: &str) {
-        match field.name() {
-            "message" => value.clone_into(&mut self.message),
-            name => self.add(name, json(value)),
-        }
-    }
-
-    fn record_u64(&mut self, field: &Field, value: u64) {
-        self.add(field.name(), value.to_string());
-    }
-
-    fn record_i64(&mut self, field: &Field, value: i64) {
-        self.add(field.name(), value.to_string());
-    }
-
-    fn record_f64(&mut self, field: &Field, value: f64) {
-        self.add(field.name(), serde_json::json!(value).to_string());
-    }
-
-    fn record_bool(&mut self, field: &Field, value: bool) {
-        self.add(field.name(), value.to_string());
-    }
-}
-
 /// Writes each event as one line, with the fields of the spans around it and the ids of the request in progress:
 /// to keep those in a span would cost more than all other middleware.
 ///
@@ -221,53 +141,19 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for JsonLayer {
     }
 
     fn on_event(&self, event: &Event<'_>, spans: layer::Context<'_, S>) {
-        let mut fields = Fields::default();
+        let mut fields = Fields::for_line();
         event.record(&mut fields);
         for span in spans.event_scope(event).into_iter().flatten() {
-            if let Some(span_fields) = span.extensions().get::<Fields>() {
-                for (name, value) in &span_fields.values {
-                    fields.add(name, value.clone());
-                }
+            if let Some(of_span) = span.extensions().get::<Fields>() {
+                fields.add_all(of_span);
             }
         }
         if let Some(request) = context::current() {
-            fields.add("request_id", json(&request.request_id));
-            fields.add("trace_id", format!("\"{:032x}\"", request.trace.trace_id));
-            fields.add("span_id", format!("\"{:016x}\"", request.trace.span_id));
+            fields.add("request_id", &request.request_id);
+            fields.add("trace_id", &format_args!("{:032x}", request.trace.trace_id));
+            fields.add("span_id", &format_args!("{:016x}", request.trace.span_id));
         }
         let metadata = event.metadata();
-        let line = self.origin.line(metadata.level().as_str(), metadata.target(), &fields);
-        self.writer.write_line(line.into_bytes());
-    }
-}
-
-fn json(text: &str) -> String {
-    serde_json::Value::from(text).to_string()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_line_is_one_json_object_whatever_is_in_it() {
-        let service = Service {
-            name: "a\"b\n".to_owned(),
-            environment: String::new(),
-            instance: "\u{1b}[31m".to_owned(),
-        };
-        let mut fields = Fields { message: "new\nline \"quoted\"".to_owned(), values: Vec::new() };
-        fields.add("level", json("forged"));
-        fields.add("twice", "1".to_owned());
-        fields.add("twice", "2".to_owned());
-
-        let line = Origin::new(&service).line("INFO", "test", &fields);
-
-        let object: serde_json::Value = serde_json::from_str(&line).unwrap();
-        assert_eq!(line.matches('\n').count(), 1);
-        assert_eq!(object["level"], "INFO");
-        assert_eq!(object["field_level"], "forged");
-        assert_eq!(line.matches("twice").count(), 1);
-        assert_eq!(object["message"], "new\nline \"quoted\"");
+        self.writer.write_line(self.origin.line(metadata.level().as_str(), metadata.target(), &fields));
     }
 }

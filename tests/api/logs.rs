@@ -76,7 +76,7 @@ fn probes_and_scrapes_are_not_logged_at_info() {
 
 #[test]
 fn a_pipe_that_nobody_reads_does_not_stop_the_service() {
-    let mut app = Setup::shared().set("LOG__BUFFER_LINES", 100).with_unread_output().start();
+    let mut app = Setup::shared().set("LOG__BUFFER_LINES", 256).with_unread_output().start();
     let mut client = app.client();
 
     for number in 0..10_000 {
