@@ -52,7 +52,11 @@ impl FromStr for Endpoint {
     type Err = &'static str;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let url = text.parse().ok().filter(|url: &Url| matches!(url.scheme(), "http" | "https"));
+        // What is in front of an @ would be shown as part of the address.
+        let fits = |url: &Url| {
+            matches!(url.scheme(), "http" | "https") && !url.authority().contains('@') && url.has_host()
+        };
+        let url = text.parse().ok().filter(fits);
         match url {
             Some(_) if cfg!(not(feature = "otlp")) => {
                 Err("is set, but this build is without the feature otlp")

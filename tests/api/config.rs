@@ -44,6 +44,25 @@ fn the_shutdown_stages_have_to_fit_the_grace_period() {
     assert!(problems[0].starts_with("APP__SHUTDOWN__GRACE: must be longer"), "{problems:?}");
 }
 
+#[test]
+fn the_collector_is_an_address_of_http_without_a_secret() {
+    let collector = |variables: &[(&str, &str)]| load(variables).map(|config| config.collector);
+    for endpoint in ["collector:4318", "grpc://collector:4317", "http://", "http://user:s3cr3t@collector"] {
+        let problems = collector(&[("APP__OTLP__ENDPOINT", endpoint)]).err().unwrap();
+        assert_eq!(problems, ["APP__OTLP__ENDPOINT: must be a URL such as http://collector:4318"]);
+    }
+    for (name, value) in [("SAMPLE_RATIO", "1.5"), ("SAMPLE_RATIO", "NaN"), ("AUTHORIZATION", "two\nlines")] {
+        let name = format!("APP__OTLP__{name}");
+        assert_eq!(collector(&[(&name, value)]).err().unwrap().len(), 1, "{name} {value}");
+    }
+
+    let set =
+        [("OTEL_EXPORTER_OTLP_ENDPOINT", "https://collector:4318"), ("APP__OTLP__SAMPLE_RATIO", "0.25")];
+    let set = collector(&set).unwrap().unwrap();
+    assert_eq!((set.endpoint.as_str(), set.sample_ratio), ("https://collector:4318/", 0.25));
+    assert!(collector(&[]).unwrap().is_none());
+}
+
 fn read(variables: &[(&str, &str)]) -> Settings {
     Settings::read(variables.iter().map(|(name, value)| (name.into(), value.into())))
 }
@@ -83,7 +102,7 @@ proptest! {
 
         let problems = load(&variables).err().unwrap_or_default();
         prop_assert!(!problems.concat().contains("s3cr3t"), "{problems:?}");
-        let secret = key.ends_with("url") || key.ends_with("password");
+        let secret = ["url", "password", "authorization"].iter().any(|name| key.ends_with(name));
         prop_assert!(!secret || !read(&variables).show().contains("s3cr3t"));
     }
 }

@@ -7,6 +7,7 @@ use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::TestRunner;
 use rustix::process::Signal;
 
+use crate::support::free_port;
 use crate::support::servers::{self, PASSWORD};
 use crate::support::setup::Setup;
 
@@ -68,7 +69,13 @@ fn no_secret_is_in_any_output() {
         servers::postgres().port
     );
     // Everything that is logged, a run with failing logins, panics, and all that is answered.
-    let faulty = Setup::shared().faulty().set("LOG__LEVEL", "trace").set("DATABASE__URL", &url).start();
+    let faulty = Setup::shared()
+        .faulty()
+        .set("LOG__LEVEL", "trace")
+        .set("DATABASE__URL", &url)
+        .set("OTLP__ENDPOINT", format!("http://127.0.0.1:{}", free_port()))
+        .set("OTLP__AUTHORIZATION", "Bearer c4nary")
+        .start();
     for path in
         ["/panic", "/panic/c4nary-in-a-panic", "/panic-in-task", "/health/ready", "/metrics", "/nowhere"]
     {
@@ -94,6 +101,8 @@ fn no_secret_is_in_any_output() {
         assert_no_canary(&lines.join("\n"));
         assert_no_canary(&app.errors());
     }
-    let shown = Setup::shared().command(&["config", "show"]).output().unwrap();
+    let shown =
+        Setup::shared().set("OTLP__AUTHORIZATION", "Bearer c4nary").command(&["config", "show"]).output();
+    let shown = shown.unwrap();
     assert_no_canary(&String::from_utf8(shown.stdout).unwrap());
 }

@@ -12,6 +12,7 @@ mod backup;
 mod development;
 mod disaster;
 mod docker;
+mod followed;
 mod image;
 mod kubernetes;
 mod meter;
