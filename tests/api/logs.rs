@@ -3,22 +3,10 @@
 use std::time::Duration;
 
 use rustix::process::Signal;
-use serde_json::{Value, json};
+use serde_json::json;
 
+use crate::support::contract::{nginx_line, service_line};
 use crate::support::setup::Setup;
-
-#[track_caller]
-fn assert_is_log_line(line: &str) -> Value {
-    let value: Value = serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
-    for name in ["time", "level", "message", "target", "service", "version", "environment", "instance"] {
-        assert!(value[name].is_string(), "{name}: {line}");
-    }
-    // serde_json keeps the last of two equal names; the number of names tells.
-    let names = value.as_object().unwrap().len();
-    let compact = serde_json::to_string(&value).unwrap();
-    assert_eq!(compact.len(), line.len(), "{names} names, or one twice: {line}");
-    value
-}
 
 #[test]
 fn every_line_is_an_object_whatever_is_sent() {
@@ -36,7 +24,7 @@ fn every_line_is_an_object_whatever_is_sent() {
 
     assert_eq!(status.code(), Some(0));
     let lines = app.lines();
-    let objects: Vec<_> = lines.iter().map(|line| assert_is_log_line(line)).collect();
+    let objects: Vec<_> = lines.iter().map(|line| service_line(line)).collect();
     assert_eq!(objects.first().unwrap()["message"], "listening");
     assert_eq!(objects.last().unwrap()["message"], "shutdown complete");
     assert_eq!(app.errors(), "");
@@ -91,4 +79,45 @@ fn a_pipe_that_nobody_reads_does_not_stop_the_service() {
     let (status, time) = app.wait(Duration::from_secs(10));
     println!("exit {status} after {time:?}");
     assert_eq!(status.code(), Some(0));
+}
+
+#[test]
+fn a_line_that_breaks_the_contract_is_noticed() {
+    let id = "0af7651916cd43dd8448eb211c80319c";
+    let mut line = json!({
+        "time": "2026-01-02T03:04:05.678Z", "level": "INFO", "message": "request", "target": "access",
+        "service": "drydock", "version": "0.1.0", "environment": "test", "instance": "local",
+        "request_id": "a-1", "trace_id": id, "span_id": &id[..16], "method": "GET", "route": "unmatched",
+        "path": "/", "status": 404, "duration_ms": 0.1, "database_ms": 0, "cache_ms": 0, "bytes": 12, "more": true,
+    });
+    service_line(&line.to_string());
+    let is_refused = |line: String| std::panic::catch_unwind(|| service_line(&line)).is_err();
+    for name in
+        ["time", "level", "message", "target", "service", "version", "environment", "instance", "span_id"]
+    {
+        let mut short = line.clone();
+        short.as_object_mut().unwrap().remove(name);
+        assert!(is_refused(short.to_string()), "without {name}");
+    }
+    for (name, value) in [
+        ("time", json!("2026-01-02 03:04:05")),
+        ("level", json!("info")),
+        ("trace_id", json!("0AF7651916CD43DD8448EB211C80319C")),
+        ("span_id", json!(7)),
+        ("request_id", json!("a b")),
+        ("status", json!("404")),
+        ("duration_ms", json!(-1)),
+        ("bytes", json!(1.5)),
+        ("more", json!(["nested"])),
+        ("more", json!({"nested": 1})),
+        ("more", json!(null)),
+    ] {
+        let right = std::mem::replace(&mut line[name], value);
+        assert!(is_refused(line.to_string()), "{name}: {}", line[name]);
+        line[name] = right;
+    }
+    let text = line.to_string();
+    assert!(is_refused(text.replacen('{', "{\"bytes\":12,", 1)), "a name twice");
+    assert!(is_refused(text.replacen('}', "", 1)), "cut off");
+    assert!(std::panic::catch_unwind(|| nginx_line(&text)).is_err(), "of another service");
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::support::eventually;
+use crate::support::{contract, eventually};
 
 /// Planted where a careless build would find it.
 pub const CANARY: &str = "canary-5c1b9e0d7f";
@@ -167,12 +167,13 @@ impl Project {
         format!("{}_{name}", self.name)
     }
 
-    /// JSON lines that the containers of `service` have written; each line of standard output is one.
+    /// What the containers of `service` have written to standard output, each line held against its contract.
     #[track_caller]
     pub fn log(&self, service: &str) -> Vec<Value> {
         let logs: String =
             self.containers(service).iter().map(|container| docker(&["logs", container])).collect();
-        logs.lines().map(|line| serde_json::from_str(line).expect(line)).collect()
+        let parse = if service == "nginx" { contract::nginx_line } else { contract::service_line };
+        logs.lines().map(parse).collect()
     }
 
     /// What is left of the project, by label.

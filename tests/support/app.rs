@@ -10,11 +10,11 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-use super::eventually;
 use super::http::{Client, Response};
 use super::setup::Setup;
+use super::{contract, eventually};
 
-/// A running service; killed when dropped.
+/// A running service; killed when dropped, and its log is held against the contract then.
 pub struct App {
     pub address: SocketAddr,
     pub database: String,
@@ -22,6 +22,7 @@ pub struct App {
     log: Arc<Mutex<Vec<String>>>,
     errors: Arc<Mutex<String>>,
     readers: Vec<JoinHandle<()>>,
+    keeps_contract: bool,
 }
 
 impl App {
@@ -44,8 +45,11 @@ impl App {
         if setup.reads_output() {
             let log = Arc::clone(&log);
             readers.push(thread::spawn(move || {
-                for line in output.lines() {
-                    log.lock().unwrap().push(line.unwrap());
+                let mut line = String::new();
+                // One that SIGKILL has cut off is none.
+                while output.read_line(&mut line).unwrap() > 0 && line.ends_with('\n') {
+                    log.lock().unwrap().push(line.trim_end().to_owned());
+                    line.clear();
                 }
             }));
         } else {
@@ -59,7 +63,7 @@ impl App {
             *text.lock().unwrap() = String::from_utf8_lossy(&bytes).into_owned();
         }));
         let database = setup.database().to_owned();
-        Self { address, database, child, log, errors, readers }
+        Self { address, database, child, log, errors, readers, keeps_contract: setup.is_of_the_service() }
     }
 
     pub fn get(&self, path: &str) -> Response {
@@ -150,5 +154,13 @@ impl Drop for App {
         let _ = self.child.kill();
         let _ = self.child.wait();
         self.readers.iter().for_each(|reader| reader.thread().unpark());
+        if !thread::panicking() {
+            self.readers.drain(..).for_each(|reader| reader.join().unwrap());
+            if self.keeps_contract {
+                for line in self.lines() {
+                    contract::service_line(&line);
+                }
+            }
+        }
     }
 }

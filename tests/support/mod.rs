@@ -1,9 +1,10 @@
 //! What the tests share: private servers that can be broken and a proxy that breaks the way to them, the service as a
-//! process, a raw HTTP client, load that knows the fate of each request, and the loss meter.
+//! process, the contract of its log, a raw HTTP client, load that knows the fate of each request, and the loss meter.
 #![expect(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
 
 pub mod app;
 pub mod collector;
+pub mod contract;
 pub mod http;
 pub mod load;
 pub mod meter;

@@ -6,8 +6,8 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use super::app::App;
-use super::eventually;
 use super::servers::{self, Server};
+use super::{contract, eventually};
 
 /// How to start a service.
 #[derive(Clone)]
@@ -100,6 +100,11 @@ impl Setup {
         self.read_output
     }
 
+    /// The example `stock` has a log of its own kind.
+    pub fn is_of_the_service(&self) -> bool {
+        !self.program.ends_with("/stock")
+    }
+
     /// The name of the database that it was given.
     pub fn database(&self) -> &str {
         &self.settings["APP__DATABASE__NAME"]
@@ -109,6 +114,9 @@ impl Setup {
         let mut migrate = self.command(&["migrate"]);
         let output = migrate.env("APP__LOG__FORMAT", "json").output().unwrap();
         assert!(output.status.success(), "{output:?}");
+        for line in String::from_utf8(output.stdout).unwrap().lines() {
+            contract::service_line(line);
+        }
     }
 
     /// Migrates, starts and waits until the service is ready.
