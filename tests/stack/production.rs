@@ -140,6 +140,9 @@ fn is_hardened(stack: &Stack) {
         let refusal = String::from_utf8_lossy(&copy.stderr);
         assert!(!copy.status.success() && refusal.contains("read-only"), "{service}: {refusal}");
     }
+    // A disk that is slow stops nginx otherwise: docs/logging.md.
+    let nginx = inspect("container", &stack.project.containers("nginx")[0])["HostConfig"]["LogConfig"].take();
+    assert_eq!(nginx["Config"]["mode"], "non-blocking");
     let limits = &inspect("container", &stack.app())["HostConfig"]["Ulimits"][0];
     assert!(limits["Name"] == "nofile" && limits["Hard"].as_u64() <= Some(20_000), "{limits}");
     assert_eq!(inspect("container", &stack.app())["Config"]["StopTimeout"], 30);
