@@ -132,6 +132,12 @@ impl Project {
         Self { name: self.name.clone(), files, variables }
     }
 
+    /// Sets a variable, from now on.
+    pub fn set(&mut self, name: &'static str, value: &str) {
+        self.variables.retain(|(known, _)| *known != name);
+        self.variables.push((name, value.to_owned()));
+    }
+
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new("docker");
         command.arg("compose").args(arguments).envs(self.environment());

@@ -15,6 +15,8 @@ mod docker;
 mod followed;
 mod image;
 mod kubernetes;
+mod log_store;
+mod logging;
 mod meter;
 mod production;
 mod release;

@@ -90,55 +90,50 @@ fn migrates_once(stack: &Stack) {
     assert!(state["FinishedAt"].as_str() < started.as_str());
 }
 
+/// What every container of the stack keeps, whose first process is `uid`'s.
+pub fn assert_hardened(stack: &Stack, service: &str, uid: &str) {
+    let container = stack.project.containers(service).remove(0);
+    let details = inspect("container", &container);
+    let host = &details["HostConfig"];
+    assert_eq!(host["ReadonlyRootfs"], true, "{service}");
+    assert_eq!(host["CapDrop"], json!(["ALL"]), "{service}");
+    assert_eq!(host["Privileged"], false, "{service}");
+    assert!(host["SecurityOpt"].to_string().contains("no-new-privileges"), "{service}");
+    assert!(host["Memory"].as_u64() > Some(0) && host["NanoCpus"].as_u64() > Some(0), "{service}");
+    assert!(host["MemoryReservation"].as_u64() > Some(0), "{service}");
+    assert!(host["PidsLimit"].as_u64() > Some(0), "{service}");
+    assert_eq!(host["RestartPolicy"]["Name"], "unless-stopped", "{service}");
+    assert_eq!(host["LogConfig"]["Type"], "json-file", "{service}");
+    let log = &host["LogConfig"]["Config"];
+    assert!(["max-size", "max-file", "labels"].iter().all(|name| log[name].is_string()), "{service}: {log}");
+    assert!(!host["Binds"].to_string().contains("docker.sock"));
+    let published = host["PortBindings"].as_object().map_or(0, serde_json::Map::len);
+    assert_eq!(published, usize::from(service == "nginx"), "{service}");
+
+    // What the kernel says of its first process.
+    let shared = format!("container:{container}");
+    let (read, status) = probe(&["--pid", &shared], &["cat", "/proc/1/status"]);
+    assert!(read);
+    let field = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        line.unwrap().trim().to_owned()
+    };
+    assert_eq!(field("CapEff"), "0000000000000000", "{service}");
+    assert_eq!((field("NoNewPrivs"), field("Seccomp")), ("1".to_owned(), "2".to_owned()), "{service}");
+    assert_eq!(field("Uid").split_whitespace().collect::<Vec<_>>(), [uid; 4], "{service}");
+
+    // Nothing can be written but what is mounted for it.
+    let copy = Command::new("docker")
+        .args(["cp", "/etc/hostname", &format!("{container}:/written")])
+        .output()
+        .unwrap();
+    let refusal = String::from_utf8_lossy(&copy.stderr);
+    assert!(!copy.status.success() && refusal.contains("read-only"), "{service}: {refusal}");
+}
+
 fn is_hardened(stack: &Stack) {
-    for service in ["nginx", "blue", "postgres", "redis"] {
-        let container = stack.project.containers(service).remove(0);
-        let details = inspect("container", &container);
-        let host = &details["HostConfig"];
-        assert_eq!(host["ReadonlyRootfs"], true, "{service}");
-        assert_eq!(host["CapDrop"], json!(["ALL"]), "{service}");
-        assert_eq!(host["Privileged"], false, "{service}");
-        assert!(host["SecurityOpt"].to_string().contains("no-new-privileges"), "{service}");
-        assert!(host["Memory"].as_u64() > Some(0) && host["NanoCpus"].as_u64() > Some(0), "{service}");
-        assert!(host["MemoryReservation"].as_u64() > Some(0), "{service}");
-        assert!(host["PidsLimit"].as_u64() > Some(0), "{service}");
-        assert_eq!(host["RestartPolicy"]["Name"], "unless-stopped", "{service}");
-        assert_eq!(host["LogConfig"]["Type"], "json-file", "{service}");
-        let log = &host["LogConfig"]["Config"];
-        assert!(
-            ["max-size", "max-file", "labels"].iter().all(|name| log[name].is_string()),
-            "{service}: {log}"
-        );
-        assert!(!host["Binds"].to_string().contains("docker.sock"));
-        let published = host["PortBindings"].as_object().map_or(0, serde_json::Map::len);
-        assert_eq!(published, usize::from(service == "nginx"), "{service}");
-
-        // What the kernel says of its first process.
-        let shared = format!("container:{container}");
-        let (read, status) = probe(&["--pid", &shared], &["cat", "/proc/1/status"]);
-        assert!(read);
-        let field = |name: &str| {
-            let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
-            line.unwrap().trim().to_owned()
-        };
-        assert_eq!(field("CapEff"), "0000000000000000", "{service}");
-        assert_eq!((field("NoNewPrivs"), field("Seccomp")), ("1".to_owned(), "2".to_owned()), "{service}");
-        let uid = if service == "blue" {
-            "65532"
-        } else if service == "nginx" {
-            "101"
-        } else {
-            "999"
-        };
-        assert_eq!(field("Uid").split_whitespace().collect::<Vec<_>>(), [uid; 4], "{service}");
-
-        // Nothing can be written but what is mounted for it.
-        let copy = Command::new("docker")
-            .args(["cp", "/etc/hostname", &format!("{container}:/written")])
-            .output()
-            .unwrap();
-        let refusal = String::from_utf8_lossy(&copy.stderr);
-        assert!(!copy.status.success() && refusal.contains("read-only"), "{service}: {refusal}");
+    for (service, uid) in [("nginx", "101"), ("blue", "65532"), ("postgres", "999"), ("redis", "999")] {
+        assert_hardened(stack, service, uid);
     }
     // A disk that is slow stops nginx otherwise: docs/logging.md.
     let nginx = inspect("container", &stack.project.containers("nginx")[0])["HostConfig"]["LogConfig"].take();
