@@ -4,12 +4,13 @@ use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 use tempfile::TempDir;
 
 use crate::docker::{IMAGE, Project, docker, image, root, run};
-use crate::support::free_port;
 use crate::support::http::Client;
+use crate::support::{eventually, free_port};
 
 pub struct Stack {
     pub project: Project,
@@ -39,6 +40,10 @@ impl Stack {
     /// Without deploy/release, as compose alone does it.
     pub fn start(&self) {
         self.project.compose(&["up", "--detach", "--wait", "--wait-timeout", "120"]);
+        // nginx asks for the names of replicas every 3 s.
+        eventually(Duration::from_secs(10), "a replica that nginx knows", || {
+            (self.client().get("/health/ready").status == 200).then_some(())
+        });
     }
 
     /// A command of deploy/ for this stack.
