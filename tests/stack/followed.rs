@@ -20,14 +20,14 @@ const HOLD: &str =
 
 #[test]
 fn a_request_is_followed_from_the_edge_to_the_statement() {
-    let stack = Stack::new("drydock-followed");
+    let mut stack = Stack::new("drydock-followed");
     let collector = Collector::start();
     // The address of this machine in a network of the service, which exists from here on.
     stack.project.compose(&["create", "--quiet-pull", "postgres"]);
     let network = inspect("network", &stack.project.network("back"));
     let gateway = network["IPAM"]["Config"][0]["Gateway"].as_str().unwrap();
-    let mut start = stack.project.command(&["up", "--detach", "--wait", "--wait-timeout", "120"]);
-    run(start.env("OTLP_ENDPOINT", format!("http://{gateway}:{}", collector.address.port())));
+    stack.project.set("OTLP_ENDPOINT", &format!("http://{gateway}:{}", collector.address.port()));
+    stack.start();
     let mut client = stack.client();
     let body = json!({"url": "https://example.com/", "slug": "followed"});
     let etag = client.send("POST", "/v1/links", &[], &body).header("etag").unwrap().to_owned();
