@@ -24,6 +24,7 @@ pub struct Admission {
 impl Admission {
     pub fn new(http: &Http, health: Health, metrics: Arc<Metrics>) -> Self {
         let (places, queue_timeout) = (Semaphore::new(http.max_in_flight), http.queue_timeout);
+        metrics.http_requests_limit.set(http.max_in_flight as i64);
         Self { places, queue_timeout, health, metrics }
     }
 }

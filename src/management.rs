@@ -14,9 +14,10 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
 use serde_json::json;
+use tokio::runtime::RuntimeMetrics;
 
 use crate::error::Error;
-use crate::health::Health;
+use crate::health::{Health, Status};
 use crate::metrics::Metrics;
 use crate::postgres::Database;
 
@@ -26,6 +27,8 @@ pub struct Management {
     pub metrics: Arc<Metrics>,
     pub database: Database,
     pub heartbeat: Heartbeat,
+    /// Of the runtime that serves the public.
+    pub runtime: RuntimeMetrics,
 }
 
 impl Management {
@@ -88,6 +91,10 @@ fn told(code: StatusCode, body: serde_json::Value) -> Response {
 async fn metrics(State(management): State<Arc<Management>>) -> Result<Response, Error> {
     let metrics = &management.metrics;
     management.database.observe();
+    metrics.runtime(&management.runtime);
+    let status = management.health.status();
+    metrics.service_ready.set(status.is_ready().into());
+    metrics.service_degraded.set((status == Status::Degraded).into());
     let text = metrics.render().map_err(anyhow::Error::from)?;
     Ok(([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], text).into_response())
 }

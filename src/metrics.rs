@@ -9,9 +9,10 @@ use axum::http::Method;
 use prometheus::core::Collector;
 use prometheus::process_collector::ProcessCollector;
 use prometheus::{
-    Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
-    Registry, TextEncoder,
+    Counter, Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
+    IntGaugeVec, Opts, Registry, TextEncoder,
 };
+use tokio::runtime::RuntimeMetrics;
 
 use crate::{REVISION, VERSION};
 
@@ -30,6 +31,8 @@ pub struct Metrics {
     pub http_request_duration_seconds: HistogramVec,
     /// Requests whose response is not finished.
     pub http_requests_in_flight: IntGauge,
+    /// The most business requests at one time.
+    pub http_requests_limit: IntGauge,
     /// Business requests answered 503 because all places were taken.
     pub http_requests_shed: IntCounter,
     /// Open public connections.
@@ -46,6 +49,18 @@ pub struct Metrics {
     pub http_connections_cut: IntCounter,
     /// 1 from the first termination signal on.
     pub shutdown_draining: IntGauge,
+    /// 1 while this instance should get requests.
+    pub service_ready: IntGauge,
+    /// 1 while it does so without a dependency.
+    pub service_degraded: IntGauge,
+    /// Threads that run requests.
+    pub runtime_workers: IntGauge,
+    /// Tasks that have not ended.
+    pub runtime_tasks: IntGauge,
+    /// Tasks that wait for any of the threads.
+    pub runtime_queue_depth: IntGauge,
+    /// Time that the threads have worked, of all together.
+    pub runtime_busy_seconds: Counter,
     /// Connections of the PostgreSQL pool by state: idle, used.
     pub database_connections: IntGaugeVec,
     /// The most connections that the pool opens.
@@ -95,6 +110,7 @@ impl Metrics {
                 HistogramVec::new(request, &["method", "route", "status_code"]),
             )?,
             http_requests_in_flight: gauge(r, "http_requests_in_flight", "Unfinished requests.")?,
+            http_requests_limit: gauge(r, "http_requests_limit", "Most business requests at once.")?,
             http_requests_shed: counter(r, "http_requests_shed_total", "Requests refused when full.")?,
             http_connections_open: gauge(r, "http_connections_open", "Open connections.")?,
             http_connections_limit: gauge(r, "http_connections_limit", "Most connections at once.")?,
@@ -111,6 +127,15 @@ impl Metrics {
                 "Connections cut at the shutdown deadline with a request in progress.",
             )?,
             shutdown_draining: gauge(r, "shutdown_draining", "1 after a termination signal.")?,
+            service_ready: gauge(r, "service_ready", "1 while it should get requests.")?,
+            service_degraded: gauge(r, "service_degraded", "1 while ready without a dependency.")?,
+            runtime_workers: gauge(r, "runtime_workers", "Threads that run requests.")?,
+            runtime_tasks: gauge(r, "runtime_tasks", "Tasks that have not ended.")?,
+            runtime_queue_depth: gauge(r, "runtime_queue_depth", "Tasks that wait for any thread.")?,
+            runtime_busy_seconds: add(
+                r,
+                Counter::new("runtime_busy_seconds_total", "Time that the threads have worked."),
+            )?,
             database_connections: add(r, IntGaugeVec::new(pool, &["state"]))?,
             database_connections_limit: gauge(r, "database_connections_limit", "Most at once.")?,
             database_acquire_seconds: add(r, Histogram::with_opts(acquire))?,
@@ -133,6 +158,17 @@ impl Metrics {
         let mut text = Vec::new();
         TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
         Ok(text)
+    }
+
+    /// Sets what is read from the runtime at the time of a scrape.
+    pub fn runtime(&self, runtime: &RuntimeMetrics) {
+        let workers = runtime.num_workers();
+        self.runtime_workers.set(workers as i64);
+        self.runtime_tasks.set(runtime.num_alive_tasks() as i64);
+        self.runtime_queue_depth.set(runtime.global_queue_depth() as i64);
+        let busy = (0..workers).map(|worker| runtime.worker_total_busy_duration(worker)).sum::<Duration>();
+        let more = busy.as_secs_f64() - self.runtime_busy_seconds.get();
+        self.runtime_busy_seconds.inc_by(more.max(0.0));
     }
 
     /// Notes how a try of the newest credentials ended: `Err` is the class of the error.

@@ -81,6 +81,7 @@ async fn serve(config: Config, telemetry: &Telemetry, domains: Router<AppState>)
         metrics: Arc::clone(&metrics),
         database: database.clone(),
         heartbeat: heartbeat.clone(),
+        runtime: tokio::runtime::Handle::current().metrics(),
     });
 
     let mut http = config.http.clone();
@@ -98,9 +99,10 @@ async fn serve(config: Config, telemetry: &Telemetry, domains: Router<AppState>)
     if let Some(address) = config.management.address {
         let mut http = http.clone();
         http.max_connections = MANAGEMENT_CONNECTIONS;
-        let router = router::surround(management.full(), &http, health.clone(), Arc::clone(&metrics));
-        // The metrics of connections are about the public listener; these go nowhere.
+        // What is counted of requests and connections is about the public listener: a scrape that counted itself would
+        // hide whether any request is in progress. These go nowhere.
         let aside = Arc::new(Metrics::new(&telemetry.counters()).context("cannot register the metrics")?);
+        let router = router::surround(management.full(), &http, health.clone(), Arc::clone(&aside));
         serve_apart(address, Server::new(router, http, Stages::default(), aside))?;
     }
 

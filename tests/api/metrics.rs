@@ -1,8 +1,11 @@
 //! What `/metrics` shows.
 
+use std::time::Duration;
+
 use crate::support::app::App;
 use crate::support::http::Client;
 use crate::support::setup::Setup;
+use crate::support::{eventually, free_port};
 
 fn series(app: &App) -> usize {
     app.get("/metrics").body.lines().filter(|line| !line.starts_with('#')).count()
@@ -51,6 +54,34 @@ fn requests_are_counted_by_method_route_and_code() {
     assert!(app.metric("process_open_fds") > 5.0);
     // The scrape itself.
     assert_eq!(app.metric("http_requests_in_flight"), 1.0);
+}
+
+#[test]
+fn a_scrape_of_the_management_port_does_not_count_itself() {
+    let port = free_port();
+    let _app = Setup::shared().set("MANAGEMENT__PORT", port).set("MANAGEMENT__ADDRESS", "127.0.0.1").start();
+
+    let text = Client::connect(([127, 0, 0, 1], port).into()).get("/metrics").body;
+
+    assert!(text.contains("\nhttp_requests_in_flight 0\n"), "{text}");
+    assert!(!text.contains("route=\"/metrics\""), "{text}");
+}
+
+#[test]
+fn readiness_and_the_runtime_are_told() {
+    let app = Setup::shared().set("RUNTIME__WORKER_THREADS", 2).start();
+    assert_eq!((app.metric("service_ready"), app.metric("service_degraded")), (1.0, 0.0));
+    assert_eq!(app.metric("runtime_workers"), 2.0);
+    assert!(app.metric("runtime_tasks") > 3.0);
+    let busy = app.metric("runtime_busy_seconds_total");
+    app.get("/v1/links");
+    assert!(app.metric("runtime_busy_seconds_total") > busy);
+
+    let degraded = Setup::shared().set("REDIS__PORT", 1).start();
+    eventually(Duration::from_secs(5), "degraded", || {
+        let told = (degraded.metric("service_ready"), degraded.metric("service_degraded"));
+        (told == (1.0, 1.0)).then_some(())
+    });
 }
 
 #[test]
