@@ -75,7 +75,7 @@ pub struct Metrics {
     pub cache_breaker_open: IntGauge,
     /// 1 while a dependency is up.
     pub dependency_up: IntGaugeVec,
-    /// 0 while a dependency refuses the newest credentials; absent until they were refused or replaced.
+    /// 0 while a dependency refuses the newest credentials.
     pub credentials_valid: IntGaugeVec,
     /// Duration of the health checks of a dependency.
     pub dependency_check_seconds: HistogramVec,
@@ -103,6 +103,11 @@ impl Metrics {
         let pool = Opts::new("database_connections", "Connections of the pool by state.");
         let cache = Opts::new("cache_operations_total", "Cache operations by outcome.");
         let credentials = Opts::new("credentials_valid", "0 while the newest credentials are refused.");
+        let credentials = add(r, IntGaugeVec::new(credentials, &["dependency"]))?;
+        // Nothing has refused them yet. A series that is there from the start can be waited for.
+        for dependency in ["postgres", "redis"] {
+            credentials.with_label_values(&[dependency]).set(1);
+        }
         let up = Opts::new("dependency_up", "1 while the dependency is up.");
         Ok(Self {
             http_request_duration_seconds: add(
@@ -146,7 +151,7 @@ impl Metrics {
             )?,
             cache_operations: add(r, IntCounterVec::new(cache, &["operation", "outcome"]))?,
             cache_breaker_open: gauge(r, "cache_breaker_open", "1 while the cache is left alone.")?,
-            credentials_valid: add(r, IntGaugeVec::new(credentials, &["dependency"]))?,
+            credentials_valid: credentials,
             dependency_up: add(r, IntGaugeVec::new(up, &["dependency"]))?,
             dependency_check_seconds: add(r, HistogramVec::new(check, &["dependency"]))?,
             registry,

@@ -71,7 +71,7 @@ fn images_are_pinned() {
             }
         }
     }
-    assert_eq!(count, 8);
+    assert_eq!(count, 10);
 }
 
 #[test]

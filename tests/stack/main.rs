@@ -18,6 +18,7 @@ mod kubernetes;
 mod log_store;
 mod logging;
 mod meter;
+mod observability;
 mod production;
 mod release;
 mod restricted;
