@@ -14,3 +14,4 @@ mod http;
 mod links;
 mod logs;
 mod metrics;
+mod observability;
