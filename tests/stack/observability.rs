@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::net::SocketAddr;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -93,7 +94,8 @@ fn the_dashboards_and_rules_on_the_production_stack() {
             fills_every_panel(&prometheus);
         });
     });
-    forgets_what_was_stopped(&stack, &prometheus);
+    tells_what_was_cut_off(&stack, &prometheus);
+    forgets_what_was_stopped(&prometheus);
     is_hardened(&stack);
     grafana_is_hardened(&stack);
     println!("{:.1?} in all", start.elapsed());
@@ -101,9 +103,7 @@ fn the_dashboards_and_rules_on_the_production_stack() {
 
 /// Every route, with answers of every kind.
 fn ask_for_everything(stack: &Stack, stop: &AtomicBool) {
-    let replica = inspect("container", &stack.app());
-    let address = replica["NetworkSettings"]["Networks"][stack.project.network("front")]["IPAddress"].clone();
-    let replica = format!("{}:8080", address.as_str().unwrap()).parse().unwrap();
+    let replica = address(stack, &stack.app());
     let mut made: u32 = 0;
     while !stop.load(Ordering::Relaxed) {
         made += 1;
@@ -201,13 +201,35 @@ fn fills_every_panel(prometheus: &Prometheus) {
     println!("-- fills every panel: {} queries, {:.1?}", queries.len(), start.elapsed());
 }
 
-/// The engine's name server has to say that a colour has no address, rather than that it failed.
-fn forgets_what_was_stopped(stack: &Stack, prometheus: &Prometheus) {
+/// A client that reads none of its answers holds a drain up until its deadline.
+fn tells_what_was_cut_off(stack: &Stack, prometheus: &Prometheus) {
+    let body = json!({"url": format!("https://example.com/{}", "x".repeat(1900))});
+    for _ in 0..100 {
+        assert_eq!(stack.client().send("POST", "/v1/links", &[], &body).status, 201);
+    }
+    let mut client = Client::connect(address(stack, &stack.project.containers("green")[0]));
+    // 20 MB, more than the kernel keeps for it.
+    client.write(&b"GET /v1/links?limit=100 HTTP/1.1\r\nhost: a\r\n\r\n".repeat(100)).unwrap();
     stack.project.compose(&["--profile", "green", "stop", "green"]);
+    let start = Instant::now();
+    let alert = "ALERTS{alertname=\"WorkCutOff\", alertstate=\"firing\", color=\"green\"}";
+    eventually(LIMIT, "the alert", || (prometheus.query(alert).len() == 1).then_some(()));
+    println!("-- tells what was cut off: {:.1?}", start.elapsed());
+}
+
+/// The engine's name server has to say that a colour has no address, rather than that it failed.
+fn forgets_what_was_stopped(prometheus: &Prometheus) {
     let start = Instant::now();
     eventually(LIMIT, "forgotten", || prometheus.query("up{color=\"green\"}").is_empty().then_some(()));
     println!("-- forgets what was stopped: {:.1?}", start.elapsed());
     assert_eq!(prometheus.query("up{color=\"blue\"} == 1").len(), 2);
+}
+
+/// Of a replica, past nginx.
+fn address(stack: &Stack, container: &str) -> SocketAddr {
+    let networks = inspect("container", container)["NetworkSettings"]["Networks"].take();
+    let address = networks[stack.project.network("front")]["IPAddress"].as_str().unwrap().to_owned();
+    format!("{address}:8080").parse().unwrap()
 }
 
 fn is_hardened(stack: &Stack) {
