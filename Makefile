@@ -1,7 +1,7 @@
 # The commands of daily work. Each is a line or a script that works without make as well.
 
 .DEFAULT_GOAL := help
-.PHONY: backup bench deploy drill fmt fuzz guarantees help image meter push restore rollback run sabotage \
+.PHONY: backup bench deploy drill faults fmt fuzz guarantees help image meter push restore rollback run sabotage \
   scan secrets soak sqlx test test-stack
 
 help: ## List these targets
@@ -33,6 +33,9 @@ rollback: ## Go back to the release before
 
 meter: ## Measure what a deploy loses: METER=ADDRESS,PER_SECOND,SECONDS
 	cargo test --quiet --test stack meter::meter -- --ignored --exact --nocapture
+
+faults: ## Break the production stack under load, and tell after how many seconds which alert fires; a quarter of an hour
+	cargo test --locked --test stack faults::faults -- --ignored --exact --nocapture
 
 secrets: ## Make the secrets of the production stack, once
 	@deploy/make-secrets

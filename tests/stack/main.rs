@@ -13,6 +13,7 @@ mod development;
 mod disaster;
 mod docker;
 mod followed;
+mod faults;
 mod image;
 mod kubernetes;
 mod log_store;
