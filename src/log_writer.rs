@@ -1,33 +1,70 @@
 //! A bounded, non-blocking way to stdout.
 //!
-//! A pipe that nobody reads blocks whoever writes to it. One thread writes; everybody else hands it lines
-//! through a bounded queue and drops them, counted, when it is full: logging never stops a request.
+//! A pipe that nobody reads blocks whoever writes to it. One thread writes; everybody else leaves lines in a buffer, or
+//! drops them, counted, when it holds its limit: logging never stops a request.
 
 use std::io::{self, Write};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::mem;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use prometheus::IntCounter;
 use tracing_subscriber::fmt::MakeWriter;
 
 /// Time in which further lines join the first: to wake the thread for each costs more than to make the line.
 const GATHER_PAUSE: Duration = Duration::from_millis(5);
-/// Bytes that the thread joins before it writes.
-const BATCH_BYTES: usize = 64 * 1024;
 
 /// Handle that takes lines.
 #[derive(Clone)]
 pub struct LogWriter {
-    queue: SyncSender<Vec<u8>>,
-    /// Lines that the queue had no room for.
+    shared: Arc<Shared>,
+    limit: usize,
+    /// Lines that there was no room for.
     pub dropped: IntCounter,
 }
 
 /// Waits for the last lines; see [`LogGuard::finish`].
 pub struct LogGuard {
-    stop: SyncSender<Vec<u8>>,
+    shared: Arc<Shared>,
     finished: Receiver<()>,
+}
+
+#[derive(Default)]
+struct Shared {
+    waiting: Mutex<Waiting>,
+    changed: Condvar,
+}
+
+/// One buffer for all lines, not one for each: what one thread allocates and another frees is slow.
+#[derive(Default)]
+struct Waiting {
+    text: Vec<u8>,
+    lines: usize,
+    /// No more will come.
+    ended: bool,
+}
+
+impl Shared {
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for lines and moves them into `text`; `true` when they are the last.
+    fn take(&self, text: &mut Vec<u8>) -> bool {
+        let idle = |waiting: &mut Waiting| waiting.lines == 0 && !waiting.ended;
+        let waiting = self.changed.wait_while(self.waiting(), idle).unwrap_or_else(PoisonError::into_inner);
+        let ended = waiting.ended;
+        drop(waiting);
+        if !ended {
+            thread::sleep(GATHER_PAUSE);
+        }
+        let mut waiting = self.waiting();
+        mem::swap(&mut waiting.text, text);
+        waiting.lines = 0;
+        waiting.ended
+    }
 }
 
 impl LogWriter {
@@ -37,60 +74,56 @@ impl LogWriter {
         buffer_lines: usize,
         report: impl Fn(u64) -> Vec<u8> + Send + 'static,
     ) -> io::Result<(Self, LogGuard)> {
-        let (queue, lines) = sync_channel::<Vec<u8>>(buffer_lines);
+        let shared = Arc::<Shared>::default();
         let (done, finished) = sync_channel(1);
-        let dropped = IntCounter::new("log_lines_dropped_total", "Log lines that found the queue full.");
+        let dropped = IntCounter::new("log_lines_dropped_total", "Log lines that there was no room for.");
         let dropped = dropped.map_err(io::Error::other)?;
-        let counter = dropped.clone();
+        let (lines, counter) = (Arc::clone(&shared), dropped.clone());
         thread::Builder::new().name("log".to_owned()).spawn(move || {
-            let mut reported = 0;
-            while let Ok(mut batch) = lines.recv() {
-                // The empty line is the guard's: everything before it has been taken.
-                let mut last = batch.is_empty();
-                if !last {
-                    thread::sleep(GATHER_PAUSE);
-                }
-                while batch.len() < BATCH_BYTES && !last {
-                    let Ok(line) = lines.try_recv() else { break };
-                    last = line.is_empty();
-                    batch.extend_from_slice(&line);
-                }
+            let (mut text, mut reported, mut last) = (Vec::new(), 0, false);
+            while !last {
+                last = lines.take(&mut text);
                 // A closed stdout is nobody's to repair from here; the service goes on.
-                let _ = output.write_all(&batch);
+                let _ = output.write_all(&text);
                 let dropped = counter.get();
                 if dropped > reported {
                     let _ = output.write_all(&report(dropped - reported));
                     reported = dropped;
                 }
                 let _ = output.flush();
-                if last {
-                    break;
-                }
+                text.clear();
             }
             let _ = done.send(());
         })?;
-        Ok((Self { queue: queue.clone(), dropped }, LogGuard { stop: queue, finished }))
+        Ok((
+            Self { shared: Arc::clone(&shared), limit: buffer_lines, dropped },
+            LogGuard { shared, finished },
+        ))
     }
 
-    /// Queues `line`, which ends in a newline, or counts it as dropped.
-    pub fn write_line(&self, line: Vec<u8>) {
-        if self.queue.try_send(line).is_err() {
+    /// Leaves `line`, which ends in a newline, or counts it as dropped.
+    pub fn write_line(&self, line: &[u8]) {
+        let mut waiting = self.shared.waiting();
+        if waiting.lines == self.limit {
             self.dropped.inc();
+            return;
+        }
+        waiting.text.extend_from_slice(line);
+        waiting.lines += 1;
+        let first = waiting.lines == 1;
+        drop(waiting);
+        if first {
+            self.shared.changed.notify_one();
         }
     }
 }
 
 impl LogGuard {
-    /// Waits until all queued lines are written, at most `limit`: the reader may be gone.
+    /// Waits until all lines are written, at most `limit`: the reader may be gone.
     pub fn finish(self, limit: Duration) -> Result<(), RecvTimeoutError> {
-        let deadline = Instant::now() + limit;
-        while self.stop.try_send(Vec::new()).is_err() {
-            if Instant::now() > deadline {
-                return Err(RecvTimeoutError::Timeout);
-            }
-            thread::sleep(Duration::from_millis(1));
-        }
-        self.finished.recv_timeout(deadline.saturating_duration_since(Instant::now()))
+        self.shared.waiting().ended = true;
+        self.shared.changed.notify_one();
+        self.finished.recv_timeout(limit)
     }
 }
 
@@ -105,7 +138,7 @@ impl<'a> MakeWriter<'a> for LogWriter {
 
 impl Write for LogWriter {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        self.write_line(line.to_vec());
+        self.write_line(line);
         Ok(line.len())
     }
 
@@ -148,10 +181,10 @@ mod tests {
         let (writer, guard) =
             LogWriter::start(gate, 10, |dropped| format!("dropped {dropped}\n").into_bytes()).unwrap();
 
-        writer.write_line(b"first\n".to_vec());
+        writer.write_line(b"first\n");
         inside.recv().unwrap();
         for line in 0..1000 {
-            writer.write_line(format!("{line}\n").into_bytes());
+            writer.write_line(format!("{line}\n").as_bytes());
         }
         assert_eq!(writer.dropped.get(), 990);
         drop(open);

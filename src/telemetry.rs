@@ -154,6 +154,7 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for JsonLayer {
             fields.add("span_id", &format_args!("{:016x}", request.trace.span_id));
         }
         let metadata = event.metadata();
-        self.writer.write_line(self.origin.line(metadata.level().as_str(), metadata.target(), &fields));
+        let line = self.origin.line(metadata.level().as_str(), metadata.target(), &fields);
+        self.writer.write_line(&line);
     }
 }
