@@ -1,7 +1,8 @@
 //! A production web service, in reading order:
 //!
 //! - Life cycle: `main` loads [`config`], starts [`telemetry`] and runs [`server`], which builds all the rest.
-//!   [`shutdown`] has the stages that it ends in.
+//!   [`shutdown`] has the stages that it ends in. [`log_line`] and [`log_writer`] are the log, [`spans`] and `otlp` what
+//!   a collector gets.
 //! - A request: [`listener`] accepts its connection, [`router`] has every route and the [`middleware`] in order,
 //!   [`admission`] lets it in or not, the handlers of a domain such as [`links`] use [`extract`], [`state`] and [`error`].
 //! - Dependencies: [`postgres`] with [`postgres_client`] and [`migrations`], [`cache`] with [`redis_client`]. [`health`]
