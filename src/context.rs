@@ -55,12 +55,11 @@ pub fn current() -> Option<Arc<RequestContext>> {
     CURRENT.try_with(Option::clone).ok().flatten()
 }
 
-/// Whether the calling task works for a request that nobody records.
-pub fn is_unsampled() -> bool {
-    let of_request = |context: &Option<Arc<RequestContext>>| {
-        context.as_ref().is_some_and(|context| !context.trace.is_sampled())
-    };
-    CURRENT.try_with(of_request).unwrap_or(false)
+/// Whether somebody records the request that the calling task works for, if it works for one.
+pub fn is_sampled() -> Option<bool> {
+    let of_request =
+        |context: &Option<Arc<RequestContext>>| context.as_ref().map(|context| context.trace.is_sampled());
+    CURRENT.try_with(of_request).ok().flatten()
 }
 
 /// Runs `work` for the request that `context` describes, if there is one.

@@ -1,7 +1,7 @@
 //! A bounded, non-blocking way to stdout.
 //!
 //! A pipe that nobody reads blocks whoever writes to it. One thread writes; everybody else leaves lines in a buffer, or
-//! drops them, counted, when it holds its limit: logging never stops a request.
+//! drops them, counted, when it holds its limit: logging never stops a request. As many are with the thread meanwhile.
 
 use std::io::{self, Write};
 use std::mem;
@@ -15,6 +15,9 @@ use tracing_subscriber::fmt::MakeWriter;
 
 /// Time in which further lines join the first: to wake the thread for each costs more than to make the line.
 const GATHER_PAUSE: Duration = Duration::from_millis(5);
+
+/// Room that a buffer keeps.
+const IDLE_BYTES: usize = 256 * 1024;
 
 /// Handle that takes lines.
 #[derive(Clone)]
@@ -92,6 +95,8 @@ impl LogWriter {
                 }
                 let _ = output.flush();
                 text.clear();
+                // What a reader that stood still has made of it is not needed again.
+                text.shrink_to(IDLE_BYTES);
             }
             let _ = done.send(());
         })?;
@@ -120,7 +125,7 @@ impl LogWriter {
 
 impl LogGuard {
     /// Waits until all lines are written, at most `limit`: the reader may be gone.
-    pub fn finish(self, limit: Duration) -> Result<(), RecvTimeoutError> {
+    pub fn finish(&self, limit: Duration) -> Result<(), RecvTimeoutError> {
         self.shared.waiting().ended = true;
         self.shared.changed.notify_one();
         self.finished.recv_timeout(limit)

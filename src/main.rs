@@ -47,7 +47,10 @@ fn work(config: Config, migrate: bool) -> anyhow::Result<u8> {
     if let Err(error) = &result {
         tracing::error!(error = format!("{error:#}"), "stopped by an error");
     }
-    telemetry.finish();
+    // A second signal waits for nobody.
+    if !matches!(result, Ok(128..)) {
+        telemetry.send_spans();
+    }
     result
 }
 

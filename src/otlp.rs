@@ -57,7 +57,9 @@ impl Exporter {
     pub fn start(config: &Collector, service: &Service) -> anyhow::Result<Self> {
         // reqwest brings no cryptography of its own; an error means that there is some already.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let client = reqwest::blocking::Client::builder().timeout(SEND_LIMIT).build()?;
+        // Straight to the collector: HTTP_PROXY is often set for the way to the world.
+        let client = reqwest::blocking::Client::builder().timeout(SEND_LIMIT).no_proxy();
+        let client = client.redirect(reqwest::redirect::Policy::none()).build()?;
         let authorization = config.authorization.as_ref().map(|value| value.expose_secret().to_owned());
         let headers: HashMap<_, _> =
             authorization.map(|value| ("authorization".to_owned(), value)).into_iter().collect();
@@ -99,7 +101,7 @@ impl Exporter {
             .with_tracked_inactivity(false)
             .with_context_activation(false)
             .with_filter(
-                DynFilterFn::new(|metadata, _| is_wanted(metadata) && !context::is_unsampled())
+                DynFilterFn::new(|metadata, _| is_wanted(metadata) && context::is_sampled() != Some(false))
                     .with_callsite_filter(|metadata| match is_wanted(metadata) {
                         true => Interest::sometimes(),
                         false => Interest::never(),
@@ -109,7 +111,7 @@ impl Exporter {
     }
 
     /// Sends what is queued, within the flush timeout.
-    pub fn finish(self) {
+    pub fn finish(&self) {
         if let Err(error) = self.provider.shutdown_with_timeout(self.flush_timeout) {
             tracing::warn!(error = %error, "the last spans may be lost");
         }

@@ -25,7 +25,7 @@ const FRESH: Duration = Duration::from_secs(1);
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 /// Between two looks for a free session while no new one can be had.
 const SESSION_PAUSE: Duration = Duration::from_millis(2);
-/// Bytes that PostgreSQL keeps of a service's name before the id of a trace: 63 in all.
+/// Characters of the service's name that stand before the id of a trace: PostgreSQL keeps 63 bytes in all.
 const NAME_CHARACTERS: usize = 30;
 /// Longest check of a connection before and after its use; a silent one is thrown away.
 const CHECK_LIMIT: Duration = Duration::from_millis(250);
@@ -73,7 +73,7 @@ impl Database {
                 })
             })
             // Ends a transaction that a cancelled `begin()` left open without sqlx knowing (sqlx issue 4393).
-            // `rollback` alone would write a warning into PostgreSQL's log each time. And ends what `label` began.
+            // `rollback` alone would write a warning into PostgreSQL's log each time. And ends what `labelled` began.
             .after_release(|connection, _| {
                 Box::pin(async move {
                     limited(CHECK_LIMIT, connection.execute("begin; rollback; reset application_name"))
@@ -172,16 +172,14 @@ impl Database {
     pub async fn acquire(&self) -> Result<Connection, Error> {
         let (since, context) = (Instant::now(), context::current());
         let span = spans::postgresql();
-        let mut result = self.session().await;
+        let result = self.session().await;
         let wait = since.elapsed();
         self.metrics.database_acquire_seconds.observe(wait.as_secs_f64());
         span.record("pool.wait_ms", wait.as_secs_f64() * 1e3);
-        if let (Ok(session), Some(context)) = (&mut result, &context)
-            && context.trace.is_sampled()
-            && let Err(error) = self.label(session, context.trace.trace_id).await
-        {
-            result = Err(error);
-        }
+        let result = match result {
+            Ok(session) if !span.is_disabled() => self.labelled(session, context.as_ref()).await,
+            result => result,
+        };
         match result {
             Ok(inner) => Ok(Connection { inner, since, context, _span: span }),
             Err(error) => {
@@ -195,13 +193,23 @@ impl Database {
         }
     }
 
-    /// Lets the log and the activity of PostgreSQL name the trace, until the connection goes back.
+    /// Lets the log and the activity of PostgreSQL name the trace, until the session goes back. It is a round trip more,
+    /// for requests that have spans. Where it fails, another session has to do without.
     ///
     /// Not by a comment in each statement: a prepared statement is found again by its text.
-    async fn label(&self, session: &mut PgConnection, trace_id: u128) -> sqlx::Result<()> {
-        let name = format!("{:.NAME_CHARACTERS$} {trace_id:032x}", self.application_name);
+    async fn labelled(
+        &self,
+        mut session: PoolConnection<Postgres>,
+        context: Option<&Arc<RequestContext>>,
+    ) -> sqlx::Result<PoolConnection<Postgres>> {
+        let Some(context) = context else { return Ok(session) };
+        let name = format!("{:.NAME_CHARACTERS$} {:032x}", self.application_name, context.trace.trace_id);
         let label = sqlx::query("select set_config('application_name', $1, false)").bind(name);
-        limited(CHECK_LIMIT, label.execute(session)).await.map(drop)
+        if limited(CHECK_LIMIT, label.execute(&mut *session)).await.is_ok() {
+            return Ok(session);
+        }
+        drop(session.detach());
+        self.session().await
     }
 
     /// A session of the pool; while the credentials are refused, one of those that are open.

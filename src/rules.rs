@@ -51,13 +51,11 @@ pub fn check(s: &mut Settings) {
     if interval + timeout >= s.pause("health.stale_after") {
         s.problem(s.name("health.stale_after"), "must be longer than interval and timeout together");
     }
-    let stages = [
-        "shutdown.ready_delay",
-        "shutdown.drain_timeout",
-        "shutdown.pool_close_timeout",
-        "otlp.flush_timeout",
-    ];
-    let stop = stages.map(|key| s.pause(key)).into_iter().fold(Duration::ZERO, |a, b| a.saturating_add(b));
+    let mut stages = vec!["shutdown.ready_delay", "shutdown.drain_timeout", "shutdown.pool_close_timeout"];
+    if s.get_optional::<String>("otlp.endpoint").is_some() {
+        stages.push("otlp.flush_timeout");
+    }
+    let stop = stages.into_iter().map(|key| s.pause(key)).fold(Duration::ZERO, |a, b| a.saturating_add(b));
     if stop >= s.pause("shutdown.grace") {
         let parts = "ready_delay, drain_timeout, pool_close_timeout and otlp.flush_timeout together";
         s.problem(s.name("shutdown.grace"), format!("must be longer than {parts} ({stop:?})"));

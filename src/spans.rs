@@ -6,7 +6,7 @@ use redis::{Arg, Cmd};
 use tracing::Span;
 use tracing::field::Empty;
 
-use crate::context::TraceContext;
+use crate::context::{self, TraceContext};
 #[cfg(feature = "otlp")]
 use crate::{listener::Client, metrics::method_label, otlp};
 
@@ -47,6 +47,9 @@ fn request_span(request: &Request, route: &str, path: &str) -> Span {
 
 /// A connection of the pool: from the wait for it until it goes back.
 pub fn postgresql() -> Span {
+    if context::is_sampled() != Some(true) {
+        return Span::none();
+    }
     tracing::info_span!(
         target: "otlp",
         "postgresql",
@@ -59,6 +62,10 @@ pub fn postgresql() -> Span {
 
 /// One command.
 pub fn redis(command: &Cmd) -> Span {
+    // Outside of requests, such as while the cache catches up, it would be a trace of its own.
+    if context::is_sampled() != Some(true) {
+        return Span::none();
+    }
     let operation = || match command.args_iter().next() {
         Some(Arg::Simple(name)) => String::from_utf8_lossy(name),
         _ => "".into(),

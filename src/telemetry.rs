@@ -23,7 +23,7 @@ use crate::otlp::Exporter;
 /// The longest wait for the last lines at exit.
 const FLUSH_LIMIT: Duration = Duration::from_millis(100);
 
-/// Logging as it runs; [`Telemetry::finish`] writes the last lines.
+/// Logging as it runs; the last lines are written when this is dropped.
 pub struct Telemetry {
     writer: LogWriter,
     panics: IntCounter,
@@ -61,8 +61,11 @@ impl Telemetry {
         } else {
             Box::new(text::layer().with_ansi(terminal).with_writer(writer.clone()))
         };
-        // Spans that are made for a collector are no matter of the log.
-        let filter = log.filter.clone().with_target("otlp", LevelFilter::OFF);
+        // Spans that are made for a collector are no matter of the log, and one line for each failure is enough.
+        let filter = log
+            .filter
+            .clone()
+            .with_targets(["otlp", "opentelemetry-otlp"].map(|name| (name, LevelFilter::OFF)));
         let subscriber = tracing_subscriber::registry().with(format.with_filter(filter));
         #[cfg(feature = "otlp")]
         let exporter =
@@ -90,12 +93,18 @@ impl Telemetry {
         [self.panics.clone(), self.writer.dropped.clone()]
     }
 
-    /// Sends the spans and writes the lines that are still queued, for as long as somebody takes them.
-    pub fn finish(self) {
+    /// Sends the spans that are still queued, for as long as the collector takes them. There are none after that.
+    pub fn send_spans(&self) {
         #[cfg(feature = "otlp")]
-        if let Some(exporter) = self.exporter {
+        if let Some(exporter) = &self.exporter {
             exporter.finish();
         }
+    }
+}
+
+/// Also when `main` panics.
+impl Drop for Telemetry {
+    fn drop(&mut self) {
         let _ = self.guard.finish(FLUSH_LIMIT);
     }
 }

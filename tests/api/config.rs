@@ -42,6 +42,10 @@ fn the_shutdown_stages_have_to_fit_the_grace_period() {
     let problems = load(&[("APP__SHUTDOWN__GRACE", "22s")]).err().unwrap();
 
     assert!(problems[0].starts_with("APP__SHUTDOWN__GRACE: must be longer"), "{problems:?}");
+    // 5 s, 15 s and 2 s, and with a collector 2 s more.
+    assert!(load(&[("APP__SHUTDOWN__GRACE", "23s")]).is_ok());
+    let traced = [("APP__SHUTDOWN__GRACE", "23s"), ("APP__OTLP__ENDPOINT", "http://collector:4318")];
+    assert!(load(&traced).is_err());
 }
 
 #[test]

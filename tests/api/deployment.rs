@@ -118,8 +118,13 @@ fn timeouts_keep_their_order_over_all_files() {
     let health = ("HEALTHCHECK --timeout", duration("Dockerfile", "HEALTHCHECK", "--timeout="));
     let upstream = ("upstream keepalive_timeout", duration(nginx, "upstream app {", "keepalive_timeout "));
     let grace = ("shutdown.grace", setting("shutdown.grace"));
-    let stages = ["ready_delay", "drain_timeout", "pool_close_timeout"];
-    let stages = stages.map(|stage| setting(&format!("shutdown.{stage}"))).iter().sum();
+    let stages = [
+        "shutdown.ready_delay",
+        "shutdown.drain_timeout",
+        "shutdown.pool_close_timeout",
+        "otlp.flush_timeout",
+    ];
+    let stages = stages.map(setting).iter().sum();
 
     let orders: &[&[(&str, Duration)]] = &[
         // A request: the innermost wait gives up first, so that the error is the precise one.

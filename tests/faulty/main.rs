@@ -108,6 +108,6 @@ fn main() -> anyhow::Result<std::process::ExitCode> {
         Config::load(std::env::vars_os()).map_err(|problems| anyhow::anyhow!("{problems:?}"))?;
     let telemetry = Telemetry::start(&config)?;
     let code = server::run(config, &telemetry, routes());
-    telemetry.finish();
+    telemetry.send_spans();
     code.map(Into::into)
 }

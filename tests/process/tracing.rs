@@ -193,6 +193,26 @@ fn a_collector_that_never_answers_costs_no_request() {
 }
 
 #[test]
+fn a_second_signal_does_not_wait_for_the_collector() {
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let endpoint = format!("http://{}", silent.local_addr().unwrap());
+    let setup = Setup::shared().faulty().set("OTLP__ENDPOINT", endpoint).set("OTLP__FLUSH_TIMEOUT", "5s");
+    let mut app = setup.start();
+    app.get("/nowhere");
+    let mut client = app.client();
+    client.write(b"GET /sleep/20000 HTTP/1.1\r\nhost: a\r\n\r\n").unwrap();
+
+    app.terminate();
+    app.logged("the first signal", |line| line["message"] == "shutting down");
+    app.terminate();
+    let (status, time) = app.wait(Duration::from_secs(10));
+
+    println!("exit {status} after {time:?}");
+    assert_eq!(status.code(), Some(128 + 15));
+    assert!(time < Duration::from_secs(1), "{time:?}");
+}
+
+#[test]
 fn spans_arrive_again_once_the_collector_is_back() {
     let port = free_port();
     let app = Setup::shared().set("OTLP__ENDPOINT", format!("http://127.0.0.1:{port}")).start();
@@ -208,7 +228,8 @@ fn spans_arrive_again_once_the_collector_is_back() {
 /// What PostgreSQL calls the session while it works for a request.
 #[test]
 fn postgresql_knows_the_trace_while_it_works_for_it() {
-    let app = Setup::shared().faulty().start();
+    let collector = Collector::start();
+    let app = traced(&collector).faulty().start();
     let postgres = servers::postgres();
     postgres.sql(&app.database, "create table rows (id bigint generated always as identity)");
     let labelled = format!("{:.30} {TRACE}", app.database);

@@ -212,7 +212,7 @@ fn the_service_accepts_the_settings() {
 
         // What is not another address has the value that the other stack has.
         let other = "SERVICE__ENVIRONMENT DATABASE__HOST DATABASE__SSL_MODE DATABASE__PASSWORD_FILE REDIS__HOST \
-                     REDIS__PASSWORD_FILE LOG__LEVEL";
+                     REDIS__PASSWORD_FILE LOG__LEVEL OTLP__ENDPOINT OTLP__SAMPLE_RATIO";
         let is_same =
             |name: &&String| !other.split(' ').any(|other| name.strip_prefix("APP__") == Some(other));
         let settings = rendered.settings();
