@@ -73,7 +73,7 @@ impl Database {
                 })
             })
             // Ends a transaction that a cancelled `begin()` left open without sqlx knowing (sqlx issue 4393).
-            // `rollback` alone would write a warning into PostgreSQL's log each time. And ends what `labelled` began.
+            // `rollback` alone would write a warning into PostgreSQL's log each time. And ends what `label` began.
             .after_release(|connection, _| {
                 Box::pin(async move {
                     limited(CHECK_LIMIT, connection.execute("begin; rollback; reset application_name"))
@@ -172,14 +172,13 @@ impl Database {
     pub async fn acquire(&self) -> Result<Connection, Error> {
         let (since, context) = (Instant::now(), context::current());
         let span = spans::postgresql();
-        let result = self.session().await;
+        let mut result = self.session().await;
         let wait = since.elapsed();
         self.metrics.database_acquire_seconds.observe(wait.as_secs_f64());
         span.record("pool.wait_ms", wait.as_secs_f64() * 1e3);
-        let result = match result {
-            Ok(session) if !span.is_disabled() => self.labelled(session, context.as_ref()).await,
-            result => result,
-        };
+        if let (Ok(session), Some(context), false) = (&mut result, &context, span.is_disabled()) {
+            self.label(session, context.trace.trace_id).await;
+        }
         match result {
             Ok(inner) => Ok(Connection { inner, since, context, _span: span }),
             Err(error) => {
@@ -194,22 +193,13 @@ impl Database {
     }
 
     /// Lets the log and the activity of PostgreSQL name the trace, until the session goes back. It is a round trip more,
-    /// for requests that have spans. Where it fails, another session has to do without.
+    /// for requests that have spans. Whether the session is any good the statement tells that follows.
     ///
     /// Not by a comment in each statement: a prepared statement is found again by its text.
-    async fn labelled(
-        &self,
-        mut session: PoolConnection<Postgres>,
-        context: Option<&Arc<RequestContext>>,
-    ) -> sqlx::Result<PoolConnection<Postgres>> {
-        let Some(context) = context else { return Ok(session) };
-        let name = format!("{:.NAME_CHARACTERS$} {:032x}", self.application_name, context.trace.trace_id);
+    async fn label(&self, session: &mut PgConnection, trace_id: u128) {
+        let name = format!("{:.NAME_CHARACTERS$} {trace_id:032x}", self.application_name);
         let label = sqlx::query("select set_config('application_name', $1, false)").bind(name);
-        if limited(CHECK_LIMIT, label.execute(&mut *session)).await.is_ok() {
-            return Ok(session);
-        }
-        drop(session.detach());
-        self.session().await
+        let _ = limited(CHECK_LIMIT, label.execute(session)).await;
     }
 
     /// A session of the pool; while the credentials are refused, one of those that are open.

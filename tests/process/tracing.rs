@@ -8,6 +8,7 @@ use serde_json::json;
 use crate::support::app::App;
 use crate::support::collector::{Collector, hex, text};
 use crate::support::load::Load;
+use crate::support::proxy::{Fault, Proxy};
 use crate::support::setup::Setup;
 use crate::support::{eventually, free_port, servers};
 
@@ -221,6 +222,25 @@ fn spans_arrive_again_once_the_collector_is_back() {
     app.client().request("GET", "/nowhere", &[("traceparent", &sampled())], "");
 
     collector.trace(TRACE, 1);
+}
+
+#[test]
+fn a_session_that_is_slow_to_be_named_is_no_reason_to_refuse() {
+    let collector = Collector::start();
+    let proxy = Proxy::to(servers::postgres().port);
+    let setup = traced(&collector).set("DATABASE__PORT", proxy.port).set("DATABASE__MAX_CONNECTIONS", 2);
+    let app = setup.start();
+    let mut client = app.client();
+    // Both sessions are fresh: they are not checked before their next use.
+    for _ in 0..4 {
+        assert_eq!(client.get("/v1/links").status, 200);
+    }
+
+    // More than there is time for the name, and less than for a statement.
+    proxy.set(Fault::Delay(Duration::from_millis(300)));
+    let answer = client.request("GET", "/v1/links", &[("traceparent", &sampled())], "");
+
+    assert_eq!(answer.status, 200, "{answer:?}");
 }
 
 /// What PostgreSQL calls the session while it works for a request.
