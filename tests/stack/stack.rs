@@ -39,7 +39,13 @@ impl Stack {
 
     /// Without deploy/release, as compose alone does it.
     pub fn start(&self) {
-        self.project.compose(&["up", "--detach", "--wait", "--wait-timeout", "120"]);
+        self.start_only(&[]);
+    }
+
+    /// With these services and what they need; with none, all of the profiles that are on.
+    pub fn start_only(&self, services: &[&str]) {
+        let up = ["up", "--detach", "--wait", "--wait-timeout", "120"];
+        self.project.compose(&[&up, services].concat());
         // nginx asks for the names of replicas every 3 s.
         eventually(Duration::from_secs(10), "a replica that nginx knows", || {
             (self.client().get("/health/ready").status == 200).then_some(())
