@@ -127,7 +127,7 @@ pub fn busy(app: &App, path: &str) -> Client {
 #[test]
 fn half_bodies_slow_readers_and_slow_handlers_are_bounded() {
     let app = Setup::shared()
-        .faulty()
+        .workload()
         .set("DATABASE__LOCK_TIMEOUT", "200ms")
         .set("DATABASE__STATEMENT_TIMEOUT", "500ms")
         .set("DATABASE__ACQUIRE_TIMEOUT", "500ms")
@@ -160,7 +160,7 @@ fn half_bodies_slow_readers_and_slow_handlers_are_bounded() {
 
 #[test]
 fn a_client_that_leaves_is_counted_and_leaves_nothing() {
-    let app = Setup::shared().faulty().start();
+    let app = Setup::shared().workload().start();
     let clients: Vec<_> = (0..100).map(|_| busy(&app, "/sleep/5000")).collect();
     eventually(Duration::from_secs(5), "100 requests", || {
         (app.metric("http_requests_in_flight") == 101.0).then_some(())

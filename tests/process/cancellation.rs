@@ -53,7 +53,7 @@ fn rows(app: &App) -> usize {
 
 #[test]
 fn a_client_that_leaves_does_not_break_a_later_request() {
-    let mut writes = leave_and_write(Setup::shared().faulty(), "/naive/3");
+    let mut writes = leave_and_write(Setup::shared().workload(), "/naive/3");
 
     println!("seed {SEED}: after 100 clients left, {} of 50 writes are there", writes.seen);
     assert_eq!((writes.answered, writes.seen), (50, 50));
@@ -62,7 +62,7 @@ fn a_client_that_leaves_does_not_break_a_later_request() {
 
 #[test]
 fn a_transaction_survives_its_client() {
-    let mut writes = leave_and_write(Setup::shared().faulty(), "/transaction/3");
+    let mut writes = leave_and_write(Setup::shared().workload(), "/transaction/3");
 
     // A client may leave before its request has been read.
     let committed = rows(&writes.app) - writes.seen;

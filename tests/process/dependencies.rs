@@ -186,7 +186,7 @@ fn a_pool_is_whole_again_after_a_long_silence_and_20_other_faults() {
     let postgres = Server::start("postgres", "pool");
     let proxy = Proxy::to(postgres.port);
     let mut app = Setup::on(&postgres, servers::redis())
-        .faulty()
+        .workload()
         .set("DATABASE__PORT", proxy.port)
         .set("DATABASE__MAX_CONNECTIONS", 4)
         .set("DATABASE__LOCK_TIMEOUT", "300ms")
@@ -268,7 +268,7 @@ fn terminated_sessions_are_replaced() {
 fn a_busy_pool_is_not_a_broken_database() {
     // Three checks fail well within the time.
     let mut app = Setup::shared()
-        .faulty()
+        .workload()
         .set("DATABASE__MAX_CONNECTIONS", 2)
         .set("HEALTH__INTERVAL", "400ms")
         .set("HEALTH__TIMEOUT", "300ms")

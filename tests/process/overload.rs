@@ -86,7 +86,7 @@ impl Overload {
 
 #[test]
 fn at_ten_times_its_capacity_the_service_does_nine_tenths_of_its_work_as_quickly_as_ever() {
-    let mut app = setup().faulty().set("HTTP__MAX_IN_FLIGHT", PLACES).start();
+    let mut app = setup().workload().set("HTTP__MAX_IN_FLIGHT", PLACES).start();
 
     let overload = overload(&app);
 
@@ -105,7 +105,7 @@ fn at_ten_times_its_capacity_the_service_does_nine_tenths_of_its_work_as_quickly
 
 #[test]
 fn a_full_service_refuses_soon_and_stays_healthy() {
-    let app = Setup::shared().faulty().set("HTTP__MAX_IN_FLIGHT", 4).start();
+    let app = Setup::shared().workload().set("HTTP__MAX_IN_FLIGHT", 4).start();
     let mut inside: Vec<_> = (0..4).map(|_| busy(&app, "/sleep/3000")).collect();
     eventually(Duration::from_secs(2), "a full house", || {
         (app.metric("http_requests_in_flight") == 5.0).then_some(())
@@ -127,7 +127,8 @@ fn a_full_service_refuses_soon_and_stays_healthy() {
 
 #[test]
 fn a_burst_waits_for_its_turn() {
-    let app = Setup::shared().faulty().set("HTTP__MAX_IN_FLIGHT", 4).set("HTTP__QUEUE_TIMEOUT", "1s").start();
+    let app =
+        Setup::shared().workload().set("HTTP__MAX_IN_FLIGHT", 4).set("HTTP__QUEUE_TIMEOUT", "1s").start();
 
     let mut burst: Vec<_> = (0..16).map(|_| busy(&app, "/sleep/100")).collect();
 

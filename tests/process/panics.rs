@@ -7,7 +7,7 @@ use crate::support::setup::Setup;
 
 #[test]
 fn a_panic_anywhere_is_answered_counted_and_logged() {
-    let mut app = Setup::shared().faulty().start();
+    let mut app = Setup::shared().workload().start();
 
     for path in ["/panic", "/panic/secret-of-a-client", "/panic-in-task"] {
         let answer = app.get(path);
@@ -29,6 +29,6 @@ fn a_panic_anywhere_is_answered_counted_and_logged() {
         (lines.len() >= 4).then_some(lines)
     });
     assert_eq!(lines[0]["panic"], "a literal message");
-    assert!(lines[0]["location"].as_str().unwrap().contains("faulty/main.rs"));
+    assert!(lines[0]["location"].as_str().unwrap().contains("workload/main.rs"));
     assert_eq!(lines[1]["panic"], "formatted message withheld");
 }

@@ -70,7 +70,7 @@ fn no_secret_is_in_any_output() {
     );
     // Everything that is logged, a run with failing logins, panics, and all that is answered.
     let faulty = Setup::shared()
-        .faulty()
+        .workload()
         .set("LOG__LEVEL", "trace")
         .set("DATABASE__URL", &url)
         .set("OTLP__ENDPOINT", format!("http://127.0.0.1:{}", free_port()))

@@ -122,7 +122,7 @@ fn whatever_the_clients_do_the_exit_comes_by_the_deadline_and_tells_what_was_cut
         ("not reading a large response", |app| sent(app, b"GET /large HTTP/1.1\r\nhost: a\r\n\r\n"), 3, 2500),
     ];
     for (name, bring, code, limit_ms) in states {
-        let mut app = quick().faulty().start();
+        let mut app = quick().workload().start();
         let client = bring(&app);
         eventually(Duration::from_secs(5), name, || {
             (app.metric("http_connections_accepted_total") >= 2.0).then_some(())
@@ -174,7 +174,7 @@ fn readiness_falls_at_once_while_new_connections_are_served_for_the_delay() {
 
 #[test]
 fn a_request_in_progress_is_finished_and_its_row_written() {
-    let mut app = Setup::shared().faulty().start();
+    let mut app = Setup::shared().workload().start();
     servers::postgres().sql(&app.database, "create table rows (id bigint generated always as identity)");
     let mut client = sent(&app, b"POST /transaction/1000 HTTP/1.1\r\nhost: a\r\n\r\n");
     eventually(Duration::from_secs(5), "the statement", || {

@@ -95,7 +95,7 @@ fn a_transaction_belongs_to_its_request() {
 #[test]
 fn what_fails_is_marked_and_probes_are_left_out() {
     let collector = Collector::start();
-    let app = traced(&collector).faulty().start();
+    let app = traced(&collector).workload().start();
 
     for path in ["/health/live", "/metrics", "/panic"] {
         app.client().request("GET", path, &[("traceparent", &sampled())], "");
@@ -247,7 +247,7 @@ fn a_session_that_is_slow_to_be_named_is_no_reason_to_refuse() {
 #[test]
 fn postgresql_knows_the_trace_while_it_works_for_it() {
     let collector = Collector::start();
-    let app = traced(&collector).faulty().start();
+    let app = traced(&collector).workload().start();
     let postgres = servers::postgres();
     postgres.sql(&app.database, "create table rows (id bigint generated always as identity)");
     let labelled = format!("{:.30} {TRACE}", app.database);

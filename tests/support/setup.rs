@@ -45,9 +45,9 @@ impl Setup {
         Self::on(servers::postgres(), servers::redis())
     }
 
-    /// The example `faulty` instead of the service: the same code with ill-behaved handlers.
-    pub fn faulty(self) -> Self {
-        self.example("faulty")
+    /// The example `workload` instead of the service: the same code with notes and ill-behaved handlers.
+    pub fn workload(self) -> Self {
+        self.example("workload")
     }
 
     /// The example `stock`: `axum::serve` and default settings.

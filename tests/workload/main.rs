@@ -1,4 +1,6 @@
-//! A service made from this template whose handlers misbehave. The process tests run it.
+//! A service made from this template for the tests: notes as their load, and handlers that misbehave.
+
+mod notes;
 
 use std::time::Duration;
 
@@ -16,7 +18,7 @@ use axum::routing::{get, post};
 use sqlx::Connection;
 
 fn routes() -> Router<AppState> {
-    Router::new()
+    notes::router()
         .route("/panic", get(async || -> &'static str { panic!("a literal message") }))
         .route("/panic/{secret}", get(panic_with))
         .route("/panic-in-task", get(panic_in_task))

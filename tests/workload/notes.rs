@@ -1,0 +1,134 @@
+//! Notes: a write, a list, and a read through the cache. The load of all tests that are not about the example domain, in
+//! the example `workload`, and as one more domain in the image of the stacks.
+
+use std::time::SystemTime;
+
+use app::cache::Cache;
+use app::error::Error;
+use app::extract::{Json, Path, Query};
+use app::postgres::Database;
+use app::shutdown::Tasks;
+use app::state::AppState;
+use axum::Router;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::IntoResponse;
+use axum::routing::{get, post};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+const MAX_LIMIT: u16 = 100;
+
+pub fn router() -> Router<AppState> {
+    Router::new().route("/v1/notes", post(create).get(list)).route("/v1/notes/{id}", get(read).delete(delete))
+}
+
+#[derive(Deserialize, Serialize, sqlx::FromRow)]
+struct Note {
+    id: i64,
+    text: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CreateNote {
+    text: String,
+}
+
+async fn create(
+    State(database): State<Database>,
+    State(cache): State<Cache>,
+    State(tasks): State<Tasks>,
+    Json(body): Json<CreateNote>,
+) -> Result<impl IntoResponse, Error> {
+    if body.text.is_empty() {
+        return Err(Error::invalid("text", "must not be empty"));
+    }
+    let note = tasks
+        .run(async move {
+            let mut connection = database.acquire().await?;
+            let note: Note = sqlx::query_as("insert into notes (text) values ($1) returning id, text")
+                .bind(body.text)
+                .fetch_one(&mut *connection)
+                .await?;
+            // It may be known that there was no such note.
+            cache.invalidate(&cache_key(note.id)).await;
+            Ok(note)
+        })
+        .await?;
+    Ok((StatusCode::CREATED, axum::Json(note)))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Page {
+    limit: Option<u16>,
+    cursor: Option<i64>,
+}
+
+/// Newest first.
+async fn list(
+    State(database): State<Database>,
+    Query(page): Query<Page>,
+) -> Result<impl IntoResponse, Error> {
+    let limit = page.limit.unwrap_or(20);
+    if !(1..=MAX_LIMIT).contains(&limit) {
+        return Err(Error::invalid("limit", format!("must be 1 to {MAX_LIMIT}")));
+    }
+    let mut connection = database.acquire().await?;
+    let items: Vec<Note> =
+        sqlx::query_as("select id, text from notes where id < $1 order by id desc limit $2")
+            .bind(page.cursor.unwrap_or(i64::MAX))
+            .bind(i64::from(limit))
+            .fetch_all(&mut *connection)
+            .await?;
+    let next = items.last().filter(|_| items.len() == usize::from(limit)).map(|note| note.id);
+    Ok(axum::Json(json!({"items": items, "next_cursor": next})))
+}
+
+/// From the cache, else from PostgreSQL into the cache.
+async fn read(
+    State(database): State<Database>,
+    State(cache): State<Cache>,
+    Path(id): Path<i64>,
+) -> Result<impl IntoResponse, Error> {
+    let key = cache_key(id);
+    let note = match cache.get::<Option<Note>>(&key).await {
+        Some(cached) => cached,
+        None => {
+            let asked = SystemTime::now();
+            let mut connection = database.acquire().await?;
+            let note: Option<Note> = sqlx::query_as("select id, text from notes where id = $1")
+                .bind(id)
+                .fetch_optional(&mut *connection)
+                .await?;
+            // Back to the pool before the cache takes its time.
+            drop(connection);
+            cache.fill(&key, &note, asked).await;
+            note
+        }
+    };
+    note.map(axum::Json).ok_or(Error::NotFound)
+}
+
+async fn delete(
+    State(database): State<Database>,
+    State(cache): State<Cache>,
+    State(tasks): State<Tasks>,
+    Path(id): Path<i64>,
+) -> Result<StatusCode, Error> {
+    tasks
+        .run(async move {
+            let mut connection = database.acquire().await?;
+            cache.invalidate(&cache_key(id)).await;
+            let result =
+                sqlx::query("delete from notes where id = $1").bind(id).execute(&mut *connection).await?;
+            cache.invalidate(&cache_key(id)).await;
+            if result.rows_affected() == 0 { Err(Error::NotFound) } else { Ok(StatusCode::NO_CONTENT) }
+        })
+        .await
+}
+
+fn cache_key(id: i64) -> String {
+    format!("note:{id}")
+}
