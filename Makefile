@@ -2,10 +2,10 @@
 
 .DEFAULT_GOAL := help
 .PHONY: backup bench deploy drill faults fmt fuzz guarantees help image meter push restore rollback run sabotage \
-  scan secrets soak sqlx test test-stack
+  scan secrets soak sqlx test test-stack update
 
 help: ## List these targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s%s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: ## Build and start the service with a private PostgreSQL and Redis
 	@scripts/run
@@ -69,3 +69,6 @@ fuzz: ## Fuzz what parses untrusted bytes, a minute each
 
 bench: ## Measure requests per second
 	cargo bench --bench http
+
+update: ## Merge what is new in the template, up to TO=v1.2.3, into this project
+	@scripts/update "$(TO)"

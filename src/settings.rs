@@ -82,7 +82,7 @@ impl Settings {
     /// Reads the defaults and `variables`, normally [`std::env::vars_os`].
     pub fn read(variables: impl IntoIterator<Item = (OsString, OsString)>) -> Self {
         let mut settings = Self {
-            figment: Figment::from(Toml::string(DEFAULTS)),
+            figment: Figment::from(Toml::string(DEFAULTS)).merge(("service.name", env!("CARGO_PKG_NAME"))),
             secrets: BTreeMap::new(),
             sources: BTreeMap::new(),
             problems: Vec::new(),

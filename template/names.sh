@@ -1,0 +1,20 @@
+# shellcheck shell=bash
+# What the name of a project is, where it stands, and what is made of it.
+
+# The package's.
+project_name() {
+  sed -n 's/^name = "\(.*\)"/\1/p' Cargo.toml | head -n 1
+}
+
+# A Kubernetes namespace is a DNS label, of at most 63 characters (RFC 1123); the overlay adds its own name.
+namespace_of() {
+  local name=${1//_/-}
+  echo "${name:0:40}"
+}
+
+# The sed script that renames package $1 to $2 in a lock file, with the version $3 if there is one: the entry that comes
+# from no registry.
+in_lock() {
+  local version=${3:+"; s/\\nversion = \"[^\"]*\"/\\nversion = \"$3\"/"}
+  printf %s "/^name = \"$1\"\$/ { N; N; /\\nsource = /! { s/^name = \"$1\"/name = \"$2\"/$version; }; }"
+}
