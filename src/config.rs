@@ -151,19 +151,7 @@ impl Config {
             environment: s.get("service.environment"),
             instance: s.get("service.instance"),
         };
-        let http = Http {
-            address: SocketAddr::new(s.get::<IpAddr>("http.address"), s.get("http.port")),
-            max_connections: s.count("http.max_connections"),
-            header_timeout: s.duration("http.header_timeout"),
-            write_timeout: s.duration("http.write_timeout"),
-            request_timeout: s.duration("http.request_timeout"),
-            max_in_flight: s.count("http.max_in_flight"),
-            queue_timeout: s.pause("http.queue_timeout"),
-            max_head_bytes: s.count("http.max_head_bytes"),
-            max_headers: s.count("http.max_headers"),
-            max_uri_bytes: s.count("http.max_uri_bytes"),
-            max_body_bytes: s.count("http.max_body_bytes"),
-        };
+        let http = Http::read(s);
         let management_ip = s.get::<IpAddr>("management.address");
         let management_port = s.get_optional("management.port");
         let management = Management {
@@ -188,16 +176,7 @@ impl Config {
             breaker_pause: s.duration("redis.breaker_pause"),
         });
         let secrets = Secrets { reload_interval: s.duration("secrets.reload_interval") };
-        let health = Health {
-            interval: s.duration("health.interval"),
-            recovery_interval: s.duration("health.recovery_interval"),
-            timeout: s.duration("health.timeout"),
-            failures: s.count("health.failures"),
-            successes: s.count("health.successes"),
-            stale_after: s.duration("health.stale_after"),
-            postgres: s.get("health.postgres"),
-            redis: s.get("health.redis"),
-        };
+        let health = Health::read(s);
         let shutdown = Shutdown {
             ready_delay: s.pause("shutdown.ready_delay"),
             drain_timeout: s.duration("shutdown.drain_timeout"),
@@ -223,6 +202,39 @@ impl Config {
             collector,
             runtime,
         })
+    }
+}
+
+impl Http {
+    fn read(s: &mut Settings) -> Self {
+        Self {
+            address: SocketAddr::new(s.get::<IpAddr>("http.address"), s.get("http.port")),
+            max_connections: s.count("http.max_connections"),
+            header_timeout: s.duration("http.header_timeout"),
+            write_timeout: s.duration("http.write_timeout"),
+            request_timeout: s.duration("http.request_timeout"),
+            max_in_flight: s.count("http.max_in_flight"),
+            queue_timeout: s.pause("http.queue_timeout"),
+            max_head_bytes: s.count("http.max_head_bytes"),
+            max_headers: s.count("http.max_headers"),
+            max_uri_bytes: s.count("http.max_uri_bytes"),
+            max_body_bytes: s.count("http.max_body_bytes"),
+        }
+    }
+}
+
+impl Health {
+    fn read(s: &mut Settings) -> Self {
+        Self {
+            interval: s.duration("health.interval"),
+            recovery_interval: s.duration("health.recovery_interval"),
+            timeout: s.duration("health.timeout"),
+            failures: s.count("health.failures"),
+            successes: s.count("health.successes"),
+            stale_after: s.duration("health.stale_after"),
+            postgres: s.get("health.postgres"),
+            redis: s.get("health.redis"),
+        }
     }
 }
 

@@ -10,9 +10,6 @@ use app::telemetry::Telemetry;
 use app::{healthcheck, router, server};
 use clap::Parser;
 
-/// EX_CONFIG of sysexits(3).
-const EXIT_CONFIG: u8 = 78;
-
 fn main() -> ExitCode {
     let command = Arguments::parse().command.unwrap_or(Command::Serve);
     if let Command::Healthcheck { endpoint } = command {
@@ -23,7 +20,7 @@ fn main() -> ExitCode {
         Ok(loaded) => loaded,
         Err(problems) => {
             problems.iter().for_each(|problem| eprintln!("{problem}"));
-            return ExitCode::from(EXIT_CONFIG);
+            return ExitCode::from(78); // EX_CONFIG of sysexits(3)
         }
     };
     match command {
@@ -55,11 +52,8 @@ fn work(config: Config, migrate: bool) -> anyhow::Result<u8> {
 }
 
 fn exit(result: anyhow::Result<u8>) -> ExitCode {
-    result.map_or_else(
-        |error| {
-            eprintln!("{error:#}");
-            ExitCode::FAILURE
-        },
-        ExitCode::from,
-    )
+    ExitCode::from(result.unwrap_or_else(|error| {
+        eprintln!("{error:#}");
+        1
+    }))
 }

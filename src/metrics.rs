@@ -84,15 +84,8 @@ pub struct Metrics {
 impl Metrics {
     /// Registers everything, with the counters of telemetry. An error is a mistake in the names below.
     pub fn new(counters: &[IntCounter]) -> prometheus::Result<Self> {
-        let registry = Registry::new();
+        let registry = registry(counters)?;
         let r = &registry;
-        for counter in counters {
-            r.register(Box::new(counter.clone()))?;
-        }
-        r.register(Box::new(ProcessCollector::for_self()))?;
-        let build = Opts::new("build_info", "Version and revision of the service.");
-        let build = add(r, IntGaugeVec::new(build, &["version", "revision"]))?;
-        build.with_label_values(&[VERSION, REVISION]).set(1);
         let request = HistogramOpts::new("http_request_duration_seconds", "Request to end of response.")
             .buckets(REQUEST_BUCKETS.to_vec());
         let acquire = HistogramOpts::new("database_acquire_seconds", "Wait for a pooled connection.")
@@ -193,6 +186,19 @@ impl Metrics {
         let histogram = self.http_request_duration_seconds.with_label_values(&labels);
         histogram.observe(time.as_secs_f64());
     }
+}
+
+/// A registry with what is told of each process.
+fn registry(counters: &[IntCounter]) -> prometheus::Result<Registry> {
+    let registry = Registry::new();
+    for counter in counters {
+        registry.register(Box::new(counter.clone()))?;
+    }
+    registry.register(Box::new(ProcessCollector::for_self()))?;
+    let build = Opts::new("build_info", "Version and revision of the service.");
+    let build = add(&registry, IntGaugeVec::new(build, &["version", "revision"]))?;
+    build.with_label_values(&[VERSION, REVISION]).set(1);
+    Ok(registry)
 }
 
 /// Any token is a valid method (CVE-2022-21698 was this label without a bound).

@@ -1,6 +1,7 @@
 //! The composition root: connects, builds, binds, serves and drains. Everything is constructed here.
 
 use std::io;
+use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::thread;
@@ -97,13 +98,7 @@ async fn serve(config: Config, telemetry: &Telemetry, domains: Router<AppState>)
         listener::bind(http.address).with_context(|| format!("cannot listen on {}", http.address))?;
     let address = listener.local_addr().context("cannot tell the address of the listener")?;
     if let Some(address) = config.management.address {
-        let mut http = http.clone();
-        http.max_connections = MANAGEMENT_CONNECTIONS;
-        // What is counted of requests and connections is about the public listener: a scrape that counted itself would
-        // hide whether any request is in progress. These go nowhere.
-        let aside = Arc::new(Metrics::new(&telemetry.counters()).context("cannot register the metrics")?);
-        let router = router::surround(management.full(), &http, health.clone(), Arc::clone(&aside));
-        serve_apart(address, Server::new(router, http, Stages::default(), aside))?;
+        serve_management(address, management, http.clone(), telemetry)?;
     }
 
     in_background(heartbeat.beat());
@@ -194,8 +189,21 @@ async fn drain(
     }
 }
 
-/// Runs `server` on a thread of its own until the process ends.
-fn serve_apart(address: std::net::SocketAddr, server: Server) -> anyhow::Result<()> {
+/// Serves health and metrics at `address`, on a thread of its own, until the process ends.
+fn serve_management(
+    address: SocketAddr,
+    management: Arc<Management>,
+    mut http: config::Http,
+    telemetry: &Telemetry,
+) -> anyhow::Result<()> {
+    http.max_connections = MANAGEMENT_CONNECTIONS;
+    // What is counted of requests and connections is about the public listener: a scrape that counted itself would hide
+    // whether any request is in progress. These go nowhere.
+    let aside = Arc::new(Metrics::new(&telemetry.counters()).context("cannot register the metrics")?);
+    let health = management.health.clone();
+    let router = router::surround(management.full(), &http, health, Arc::clone(&aside));
+    let server = Server::new(router, http, Stages::default(), aside);
+
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let entered = runtime.enter();
     let listener = listener::bind(address).with_context(|| format!("cannot listen on {address}"))?;

@@ -37,30 +37,37 @@ pub async fn create(
     let key: Option<IdempotencyKey> = key.map(str::parse).transpose()?;
     let request = json!({"slug": slug.as_ref().map(Slug::as_str), "url": target.as_str()});
 
-    let link = tasks
-        .run(async move {
-            let mut connection = database.acquire().await?;
-            let mut transaction = connection.begin().await?;
-            if let Some(key) = &key
-                && !store::claim_key(&mut transaction, key, &request).await?
-            {
-                let answer = store::find_answer(&mut transaction, key).await?;
-                return replay(answer, &request);
-            }
-            let link = insert(&mut transaction, slug, &target).await?;
-            if let Some(key) = &key {
-                store::save_answer(&mut transaction, key, &json!(link)).await?;
-            }
-            // The cache may know that there was no such link.
-            let cached = cache_key(&link.slug);
-            cache.invalidate(&cached).await;
-            transaction.commit().await?;
-            cache.invalidate(&cached).await;
-            Ok(link)
-        })
-        .await?;
+    let link = tasks.run(insert_once(database, cache, key, request, (slug, target))).await?;
     let location = [(header::LOCATION, format!("/v1/links/{}", link.slug))];
     Ok((StatusCode::CREATED, location, tagged(link)).into_response())
+}
+
+/// Inserts a link, or finds the one that an earlier request with the same key has made.
+async fn insert_once(
+    database: Database,
+    cache: Cache,
+    key: Option<IdempotencyKey>,
+    request: Value,
+    (slug, target): (Option<Slug>, Target),
+) -> Result<Link, Error> {
+    let mut connection = database.acquire().await?;
+    let mut transaction = connection.begin().await?;
+    if let Some(key) = &key
+        && !store::claim_key(&mut transaction, key, &request).await?
+    {
+        let answer = store::find_answer(&mut transaction, key).await?;
+        return replay(answer, &request);
+    }
+    let link = insert(&mut transaction, slug, &target).await?;
+    if let Some(key) = &key {
+        store::save_answer(&mut transaction, key, &json!(link)).await?;
+    }
+    // The cache may know that there was no such link.
+    let cached = cache_key(&link.slug);
+    cache.invalidate(&cached).await;
+    transaction.commit().await?;
+    cache.invalidate(&cached).await;
+    Ok(link)
 }
 
 async fn insert(
