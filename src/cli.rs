@@ -2,7 +2,7 @@
 
 use clap::{Parser, Subcommand, ValueEnum};
 
-/// Settings come from the environment: see the table in README.md, or `app config show`.
+/// Settings come from the environment: see docs/settings.md, or `app config show`.
 #[derive(Parser)]
 #[command(name = "app", version = concat!(env!("CARGO_PKG_VERSION"), " (", env!("APP_REVISION"), ")"), about)]
 pub struct Arguments {
