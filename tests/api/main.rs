@@ -8,6 +8,7 @@ mod support;
 
 mod config;
 mod deployment;
+mod docs;
 mod health;
 mod house;
 mod http;
