@@ -14,7 +14,7 @@ use std::str::FromStr;
 use std::sync::LazyLock;
 use std::time::Duration;
 
-use figment::providers::{Format, Toml};
+use figment::providers::{Format, Serialized, Toml};
 use figment::value::{Dict, Map, Value};
 use figment::{Figment, Metadata, Profile, Provider};
 
@@ -81,8 +81,9 @@ impl Provider for Variable {
 impl Settings {
     /// Reads the defaults and `variables`, normally [`std::env::vars_os`].
     pub fn read(variables: impl IntoIterator<Item = (OsString, OsString)>) -> Self {
+        let package = Serialized::default("service.name", env!("CARGO_PKG_NAME"));
         let mut settings = Self {
-            figment: Figment::from(Toml::string(DEFAULTS)).merge(("service.name", env!("CARGO_PKG_NAME"))),
+            figment: Figment::from(Toml::string(DEFAULTS)).merge(package),
             secrets: BTreeMap::new(),
             sources: BTreeMap::new(),
             problems: Vec::new(),
@@ -90,9 +91,7 @@ impl Settings {
         let mut given = BTreeMap::new();
         for (name, value) in variables {
             // A name that is not UTF-8 is not ours: ours are ASCII.
-            let Ok(name) = name.into_string() else {
-                continue;
-            };
+            let Ok(name) = name.into_string() else { continue };
             if !name.starts_with(PREFIX) && conventional(&name).is_none() {
                 continue;
             }

@@ -122,6 +122,20 @@ fn later_sources_win_and_the_shadowed_ones_are_told() {
 }
 
 #[test]
+fn the_service_is_called_as_the_package_unless_it_has_a_name() {
+    let default = format!("APP__SERVICE__NAME = \"{}\"  # default\n", env!("CARGO_PKG_NAME"));
+    assert!(read(&[]).show().contains(&default));
+
+    for key in
+        KEYS.keys().filter(|key| !["url", "password", "authorization"].iter().any(|end| key.ends_with(end)))
+    {
+        let name = variable(key);
+        let line = format!("{name} = \"given\"  # {name}");
+        assert!(read(&[(&name, "given")]).show().contains(&line), "{name} does not win");
+    }
+}
+
+#[test]
 fn secrets_are_redacted() {
     let settings = read(&[("DATABASE_URL", "postgres://u:s3cr3t@h/d")]);
 
