@@ -10,9 +10,12 @@
 #[expect(dead_code, reason = "most of it is for the tests")]
 mod support;
 
+#[path = "../tests/workload/notes.rs"]
+mod notes;
+
 use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use app::admission::{Admission, admit};
@@ -23,12 +26,12 @@ use app::listener::{self, Server};
 use app::metrics::Metrics;
 use app::postgres::Database;
 use app::probe::PostgresProbe;
-use app::router;
 use app::shutdown::{Stages, Tasks};
 use app::state::AppState;
 use axum::extract::DefaultBodyLimit;
 use axum::http::StatusCode;
 use axum::middleware::from_fn_with_state;
+use sqlx::migrate::Migrator;
 use support::collector::Collector;
 use support::free_port;
 use support::http::Client;
@@ -135,6 +138,9 @@ fn bare(port: u16) {
     });
 }
 
+/// The example `workload` has made the schema.
+static MIGRATIONS: LazyLock<Migrator> = LazyLock::new(|| Migrator::with_migrations(Vec::new()));
+
 /// The service with all that it does for a request but observe it: no log, no metrics, no trace context.
 fn unobserved() {
     let (config, _) = Config::load(std::env::vars_os()).map_err(|problems| problems.len()).unwrap();
@@ -143,13 +149,13 @@ fn unobserved() {
         let (http, stages) = (&config.http, Stages::default());
         let metrics = Arc::new(Metrics::new(&[]).unwrap());
         let health = Health::new(config.health.clone(), stages.clone(), Arc::clone(&metrics));
-        let database = Database::new(&config.database, Arc::clone(&metrics));
+        let database = Database::new(&config.database, &MIGRATIONS, Arc::clone(&metrics));
         let cache = Cache::new(&config.redis, "bench", http.request_timeout, Arc::clone(&metrics)).unwrap();
         let probe = PostgresProbe::new(database.clone(), health.clone());
         let tasks = Tasks::new(http.request_timeout);
         let admission = Arc::new(Admission::new(http, health.clone(), Arc::clone(&metrics)));
         let state = AppState { database: database.clone(), cache, tasks };
-        let business = router::domains().with_state(state).layer(from_fn_with_state(admission, admit));
+        let business = notes::router().with_state(state).layer(from_fn_with_state(admission, admit));
         let routes = business.layer((
             CatchPanicLayer::new(),
             TimeoutLayer::with_status_code(StatusCode::SERVICE_UNAVAILABLE, http.request_timeout),
@@ -186,12 +192,12 @@ fn main() {
         Some("unobserved") => return unobserved(),
         _ => {}
     }
-    let setup = Setup::shared();
+    let setup = Setup::shared().workload();
     setup.migrate();
     // The service, or this program as `unobserved`, with these settings more.
     let start_as = |observed: bool, settings: &[(&str, &str)], path: &str| {
         let port = free_port();
-        let mut command = Setup::shared().command(&[]);
+        let mut command = Setup::shared().workload().command(&[]);
         if !observed {
             let settings =
                 command.get_envs().map(|(name, value)| (name.to_owned(), value.unwrap().to_owned()));
@@ -221,26 +227,26 @@ fn main() {
     bare.wait_for("/");
     let (service, _) = start("/health/ready");
     let idle = service.resident_mib();
-    postgres().sql(setup.database(), "insert into links (slug, url) values ('hot', 'https://example.com/')");
-    service.wait_for("/r/hot");
+    postgres().sql(setup.database(), "insert into notes (text) values ('hot')");
+    service.wait_for("/v1/notes/1");
     println!("{CONNECTIONS} keep-alive connections, {SECONDS} s each, medians of {ROUNDS} rounds:");
     compare(&[
         ("bare axum", &bare, "/"),
         ("`/health/live`", &service, "/health/live"),
-        ("`/r/{slug}`, from the cache, logged", &service, "/r/hot"),
+        ("`/v1/notes/{id}`, from the cache, logged", &service, "/v1/notes/1"),
     ]);
     println!("\nresident memory: {idle:.1} MiB idle, {:.1} MiB after the load", service.resident_mib());
 
     let endpoint = Collector::start().endpoint();
     let otlp = |ratio| [("APP__OTLP__ENDPOINT", &*endpoint), ("APP__OTLP__SAMPLE_RATIO", ratio)];
-    let (unobserved, _) = start_as(false, &[], "/r/hot");
-    let (hundredth, _) = start_as(true, &otlp("0.01"), "/r/hot");
-    let (all, _) = start_as(true, &otlp("1"), "/r/hot");
-    println!("\nwhat it costs to observe `/r/{{slug}}`:");
+    let (unobserved, _) = start_as(false, &[], "/v1/notes/1");
+    let (hundredth, _) = start_as(true, &otlp("0.01"), "/v1/notes/1");
+    let (all, _) = start_as(true, &otlp("1"), "/v1/notes/1");
+    println!("\nwhat it costs to observe `/v1/notes/{{id}}`:");
     compare(&[
-        ("nothing", &unobserved, "/r/hot"),
-        ("access log, metrics, trace context", &service, "/r/hot"),
-        ("and spans of every hundredth request", &hundredth, "/r/hot"),
-        ("and spans of every request", &all, "/r/hot"),
+        ("nothing", &unobserved, "/v1/notes/1"),
+        ("access log, metrics, trace context", &service, "/v1/notes/1"),
+        ("and spans of every hundredth request", &hundredth, "/v1/notes/1"),
+        ("and spans of every request", &all, "/v1/notes/1"),
     ]);
 }

@@ -1,6 +1,6 @@
 //! A production web service, in reading order:
 //!
-//! - Life cycle: `main` loads [`config`], starts [`telemetry`] and runs [`server`], which builds all the rest.
+//! - Life cycle: [`cli`] loads [`config`], starts [`telemetry`] and runs [`server`], which builds all the rest.
 //!   [`shutdown`] has the stages that it ends in. [`log_line`] and [`log_writer`] are the log, [`spans`] and `otlp` what
 //!   a collector gets.
 //! - A request: [`listener`] accepts its connection, [`router`] has every route and the [`middleware`] in order,

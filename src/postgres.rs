@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use sqlx::migrate::Migrator;
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::PgPoolOptions;
 use sqlx::{ConnectOptions, Connection as _, Executor, PgConnection, PgPool, Postgres};
@@ -41,6 +42,7 @@ const CHECK_LIMIT: Duration = Duration::from_millis(250);
 #[derive(Clone)]
 pub struct Database {
     pool: PgPool,
+    migrations: &'static Migrator,
     application_name: String,
     session_lifetime: Duration,
     refusal: Arc<Refusal>,
@@ -56,7 +58,7 @@ struct Refusal {
 
 impl Database {
     /// Makes a pool that connects when it is first used.
-    pub fn new(config: &config::Database, metrics: Arc<Metrics>) -> Self {
+    pub fn new(config: &config::Database, migrations: &'static Migrator, metrics: Arc<Metrics>) -> Self {
         let pool = PgPoolOptions::new()
             .max_connections(config.max_connections)
             .idle_timeout(None)
@@ -86,6 +88,7 @@ impl Database {
         let application_name = config.application_name.clone();
         Self {
             pool,
+            migrations,
             application_name,
             session_lifetime: config.session_lifetime,
             refusal: Arc::default(),
@@ -146,11 +149,16 @@ impl Database {
         let options =
             (*self.pool.connect_options()).clone().username(user).password(password(&credentials.password));
         let mut session = limited(CONNECT_LIMIT, options.connect()).await?;
-        limited(CONNECT_LIMIT, migrations::pending(&mut session)).await?;
+        limited(CONNECT_LIMIT, self.pending(&mut session)).await?;
         let _ = session.close().await;
         self.pool.set_connect_options(options);
         self.refusal.stands.store(false, Ordering::Relaxed);
         Ok(())
+    }
+
+    /// The versions of the migrations that the database lacks.
+    pub async fn pending(&self, session: &mut PgConnection) -> sqlx::Result<Vec<i64>> {
+        migrations::pending(self.migrations, session).await
     }
 
     /// Waits until PostgreSQL has refused the credentials in use.

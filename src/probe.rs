@@ -9,7 +9,7 @@ use sqlx::{Connection, PgConnection};
 use crate::cache::Cache;
 use crate::health::Health;
 use crate::postgres::Database;
-use crate::{config, migrations, postgres_client, redis_client};
+use crate::{config, postgres_client, redis_client};
 
 /// A check of one dependency.
 pub trait Probe: Send {
@@ -38,7 +38,7 @@ impl PostgresProbe {
         let mut result = Ok(());
         if self.health.is_started() {
             connection.ping().await?;
-        } else if migrations::pending(&mut connection).await?.is_empty() {
+        } else if self.database.pending(&mut connection).await?.is_empty() {
             self.health.set_started();
         } else {
             // Refused rather than served with errors; `app migrate` brings it up to date.

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use axum::Router;
+use sqlx::migrate::Migrator;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::cache::Cache;
@@ -34,17 +35,22 @@ const RESERVED_DESCRIPTORS: u64 = 64;
 /// Connections of the management listener: probes and scrapes.
 const MANAGEMENT_CONNECTIONS: usize = 32;
 
-/// Serves `domains` until a signal comes, and returns the exit code: 0 when no request was cut off, 3 when some
-/// were, 128 + n when a second signal (number n) ended the drain.
+/// Serves `domains`, whose schema `migrations` make, until a signal comes, and returns the exit code: 0 when no request
+/// was cut off, 3 when some were, 128 + n when a second signal (number n) ended the drain.
 ///
 /// Dependencies need not be there: the service is alive at once and ready when they are.
-pub fn run(config: Config, telemetry: &Telemetry, domains: Router<AppState>) -> anyhow::Result<u8> {
-    on_runtime(config.runtime, Box::pin(serve(config, telemetry, domains)))
+pub fn run(
+    config: Config,
+    telemetry: &Telemetry,
+    domains: Router<AppState>,
+    migrations: &'static Migrator,
+) -> anyhow::Result<u8> {
+    on_runtime(config.runtime, Box::pin(serve(config, telemetry, domains, migrations)))
 }
 
-/// Applies the pending migrations; a signal stops it with exit code 128 + n.
-pub fn migrate(config: &Config) -> anyhow::Result<u8> {
-    on_runtime(config.runtime, Box::pin(shutdown::or_signal(migrations::apply(&config.database))))
+/// Applies those of `migrations` that are pending; a signal stops it with exit code 128 + n.
+pub fn migrate(config: &Config, migrations: &Migrator) -> anyhow::Result<u8> {
+    on_runtime(config.runtime, Box::pin(shutdown::or_signal(migrations::apply(&config.database, migrations))))
 }
 
 /// Does `work`. Neither generic nor in `main`: the compiler would translate all of the service once more for each use.
@@ -65,12 +71,17 @@ fn on_runtime(
     result
 }
 
-async fn serve(config: Config, telemetry: &Telemetry, domains: Router<AppState>) -> anyhow::Result<u8> {
+async fn serve(
+    config: Config,
+    telemetry: &Telemetry,
+    domains: Router<AppState>,
+    migrations: &'static Migrator,
+) -> anyhow::Result<u8> {
     let mut signals = Signals::install().context("cannot install signal handlers")?;
     let (stages, tasks) = (Stages::default(), Tasks::new(config.http.request_timeout));
     let metrics = Arc::new(Metrics::new(&telemetry.counters()).context("cannot register the metrics")?);
     let health = Health::new(config.health.clone(), stages.clone(), Arc::clone(&metrics));
-    let database = Database::new(&config.database, Arc::clone(&metrics));
+    let database = Database::new(&config.database, migrations, Arc::clone(&metrics));
     let request_timeout = config.http.request_timeout;
     let cache = Cache::new(&config.redis, &config.service.name, request_timeout, Arc::clone(&metrics))
         .context("cannot use the address of Redis")?;

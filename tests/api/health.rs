@@ -32,17 +32,19 @@ fn all_endpoints_are_on_the_public_port_by_default() {
 #[test]
 fn with_a_management_port_the_public_one_tells_little() {
     let port = free_port();
-    let app = Setup::shared().set("MANAGEMENT__PORT", port).set("MANAGEMENT__ADDRESS", "127.0.0.1").start();
+    let setup = Setup::shared().workload().set("MANAGEMENT__PORT", port);
+    let app = setup.set("MANAGEMENT__ADDRESS", "127.0.0.1").start();
     let mut management = Client::connect(SocketAddr::from(([127, 0, 0, 1], port)));
 
     assert_eq!(app.get("/health/ready").json(), json!({"status": "ready"}));
     assert_eq!(app.get("/health/live").status, 200);
     assert_eq!(app.get("/health/startup").status, 200);
     assert_eq!(app.get("/metrics").status, 404);
+    assert_eq!(app.get("/v1/notes").status, 200);
     assert_eq!(management.get("/health/ready").json()["dependencies"]["postgres"]["status"], "up");
     assert_eq!(management.get("/health/live").status, 200);
     assert!(management.get("/metrics").body.contains("route=\"/health/startup\""));
-    assert_eq!(management.get("/v1/links").status, 404);
+    assert_eq!(management.get("/v1/notes").status, 404);
 }
 
 #[test]
@@ -63,7 +65,7 @@ fn the_healthcheck_command_tells_by_its_exit_code() {
 
 #[test]
 fn a_schema_that_is_too_old_is_refused_until_it_is_migrated() {
-    let setup = Setup::shared();
+    let setup = Setup::shared().workload();
     let migrate = setup.command(&["migrate"]);
     let app = setup.start_unready();
     app.logged("the schema is outdated", |line| line["error"] == "schema_outdated");
@@ -72,7 +74,7 @@ fn a_schema_that_is_too_old_is_refused_until_it_is_migrated() {
     assert_eq!(app.get("/health/startup").status, 503);
     let ready = app.get("/health/ready");
     assert_eq!((ready.status, &ready.json()["status"]), (503, &json!("starting")));
-    let answer = app.get("/v1/links");
+    let answer = app.get("/v1/notes");
     assert_eq!((answer.status, answer.header("retry-after")), (503, Some("1")));
 
     let mut migrate = migrate;
@@ -80,5 +82,5 @@ fn a_schema_that_is_too_old_is_refused_until_it_is_migrated() {
     crate::support::eventually(std::time::Duration::from_secs(5), "ready", || {
         (app.get("/health/ready").status == 200).then_some(())
     });
-    assert_eq!(app.get("/v1/links").status, 200);
+    assert_eq!(app.get("/v1/notes").status, 200);
 }

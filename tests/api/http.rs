@@ -14,7 +14,7 @@ fn raw(app: &crate::support::app::App, bytes: &[u8]) -> (Option<Response>, bool)
 
 #[test]
 fn malformed_and_ambiguous_requests_are_refused_and_their_connection_closed() {
-    let app = Setup::shared().start();
+    let app = Setup::shared().workload().start();
     let many = "x: 1\r\n".repeat(70);
     let too_many = "x: 1\r\n".repeat(110);
     let large = format!("x: {}\r\n", "y".repeat(70_000));
@@ -25,13 +25,13 @@ fn malformed_and_ambiguous_requests_are_refused_and_their_connection_closed() {
         ("another authority", "GET http://a/ HTTP/1.1\r\nhost: b\r\n\r\n".into(), 400),
         (
             "length then chunked",
-            "POST /v1/links HTTP/1.1\r\nhost: a\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n"
+            "POST /v1/notes HTTP/1.1\r\nhost: a\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n"
                 .into(),
             400,
         ),
         (
             "chunked then length",
-            "POST /v1/links HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n"
+            "POST /v1/notes HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n"
                 .into(),
             400,
         ),
@@ -65,10 +65,10 @@ fn malformed_and_ambiguous_requests_are_refused_and_their_connection_closed() {
 
 #[test]
 fn chunked_bodies_and_bare_http_1_0_are_served() {
-    let app = Setup::shared().start();
-    let body = "22\r\n{\"url\": \"https://example.com/abc\"}\r\n0\r\n\r\n";
+    let app = Setup::shared().workload().start();
+    let body = "11\r\n{\"text\": \"hello\"}\r\n0\r\n\r\n";
     let chunked = format!(
-        "POST /v1/links HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n{body}"
+        "POST /v1/notes HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n{body}"
     );
 
     assert_eq!(raw(&app, chunked.as_bytes()).0.unwrap().status, 201);
@@ -77,8 +77,8 @@ fn chunked_bodies_and_bare_http_1_0_are_served() {
 
 #[test]
 fn bodies_are_limited_whatever_their_framing() {
-    let app = Setup::shared().start();
-    let head = "POST /v1/links HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\n";
+    let app = Setup::shared().workload().start();
+    let head = "POST /v1/notes HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\n";
     let known = format!("{head}content-length: 2000000\r\n\r\n");
     let chunk = "a".repeat(65_536);
     let mut chunked = format!("{head}transfer-encoding: chunked\r\n\r\n").into_bytes();
@@ -92,23 +92,22 @@ fn bodies_are_limited_whatever_their_framing() {
 
 #[test]
 fn each_class_of_error_is_a_problem_document_with_security_headers() {
-    let app = Setup::shared().start();
+    let app = Setup::shared().workload().start();
     let mut client = app.client();
     let json = [("content-type", "application/json")];
     let deep = "[".repeat(100_000);
     for (status, response) in [
         (404, client.get("/nowhere")),
-        (404, client.get("/r/absent")),
-        (405, client.request("DELETE", "/v1/links", &[], "")),
-        (405, client.request("ZZZTOP", "/v1/links", &[], "")),
-        (405, client.request("TRACE", "/v1/links", &[], "")),
-        (400, client.get("/v1/links?limit=x")),
-        (400, client.request("POST", "/v1/links", &json, "{")),
-        (422, client.request("POST", "/v1/links", &json, &deep)),
-        (422, client.request("POST", "/v1/links", &json, "{\"url\": 1}")),
-        (422, client.request("POST", "/v1/links", &json, "{\"url\": \"x\"}")),
-        (415, client.request("POST", "/v1/links", &[], "{}")),
-        (428, client.request("PATCH", "/v1/links/absent", &json, "{\"url\": \"https://example.com\"}")),
+        (404, client.get("/v1/notes/1")),
+        (405, client.request("DELETE", "/v1/notes", &[], "")),
+        (405, client.request("ZZZTOP", "/v1/notes", &[], "")),
+        (405, client.request("TRACE", "/v1/notes", &[], "")),
+        (400, client.get("/v1/notes?limit=x")),
+        (400, client.request("POST", "/v1/notes", &json, "{")),
+        (422, client.request("POST", "/v1/notes", &json, &deep)),
+        (422, client.request("POST", "/v1/notes", &json, "{\"text\": 1}")),
+        (422, client.request("POST", "/v1/notes", &json, "{\"text\": \"\"}")),
+        (415, client.request("POST", "/v1/notes", &[], "{}")),
     ] {
         assert_eq!(response.status, status, "{response:?}");
         assert_eq!(response.header("content-type"), Some("application/problem+json"), "{response:?}");
@@ -173,11 +172,11 @@ fn a_trace_is_continued_in_log_and_response() {
 
 #[test]
 fn head_is_get_without_a_body() {
-    let app = Setup::shared().start();
+    let app = Setup::shared().workload().start();
     let mut client = app.client();
 
-    let head = client.request("HEAD", "/v1/links", &[], "");
-    let get = client.get("/v1/links");
+    let head = client.request("HEAD", "/v1/notes", &[], "");
+    let get = client.get("/v1/notes");
 
     assert_eq!((head.status, head.body.as_str()), (200, ""));
     assert_eq!(head.header("content-length"), get.header("content-length"));

@@ -144,7 +144,10 @@ fn a_change_needs_the_current_version() {
     let body = json!({"url": "https://example.com/new"});
     let mut patch = |tags: &[(&str, &str)]| client.send("PATCH", "/v1/links/moving", tags, &body);
 
-    assert_eq!(patch(&[]).status, 428);
+    let unconditional = patch(&[]);
+    assert_eq!(unconditional.status, 428);
+    assert_eq!(unconditional.header("content-type"), Some("application/problem+json"));
+    assert_eq!(unconditional.json()["request_id"].as_str(), unconditional.header("x-request-id"));
     assert_eq!(patch(&[("if-match", "\"2\"")]).status, 412);
     assert_eq!(patch(&[("if-match", "W/\"1\"")]).status, 412);
     let changed = patch(&[("if-match", "\"7\", \"1\"")]);

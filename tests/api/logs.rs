@@ -10,13 +10,14 @@ use crate::support::setup::Setup;
 
 #[test]
 fn every_line_is_an_object_whatever_is_sent() {
-    let mut app = Setup::shared().set("LOG__LEVEL", "debug").set("SERVICE__INSTANCE", "pod \"1\"\n").start();
+    let mut app =
+        Setup::shared().workload().set("LOG__LEVEL", "debug").set("SERVICE__INSTANCE", "pod \"1\"\n").start();
     let mut client = app.client();
-    for path in ["/%0a%22", "/\"quoted\"", "/{}", "/<script>", "/a%00b", "/r/%ff%fe"] {
+    for path in ["/%0a%22", "/\"quoted\"", "/{}", "/<script>", "/a%00b", "/v1/notes/%ff%fe"] {
         let headers = [("user-agent", "\"\\u0000\t\\"), ("x-request-id", "\"}{")];
         app.client().try_request("GET", path, &headers, "");
     }
-    client.send("POST", "/v1/links", &[("idempotency-key", "\"\\")], &json!({"url": "\u{0}\n\u{1b}[31m"}));
+    client.send("POST", "/v1/notes", &[("accept", "\"\\")], &json!({"\u{0}\n\u{1b}[31m": "text"}));
     app.client().write(b"\xff\xfe\r\n\r\n");
 
     app.terminate();
@@ -32,13 +33,13 @@ fn every_line_is_an_object_whatever_is_sent() {
 
 #[test]
 fn a_request_is_one_line_with_its_ids_and_times() {
-    let app = Setup::shared().start();
-    let created = app.client().send("POST", "/v1/links", &[], &json!({"url": "https://example.com/"}));
+    let app = Setup::shared().workload().start();
+    let created = app.client().send("POST", "/v1/notes", &[], &json!({"text": "hello"}));
 
     let line = app.logged("the request", |line| line["target"] == "access");
 
     assert_eq!(line["method"], "POST");
-    assert_eq!(line["route"], "/v1/links");
+    assert_eq!(line["route"], "/v1/notes");
     assert_eq!(line["status"], 201);
     assert_eq!(line["bytes"], created.body.len());
     assert_eq!(line["request_id"].as_str(), created.header("x-request-id"));

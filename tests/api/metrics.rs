@@ -13,16 +13,16 @@ fn series(app: &App) -> usize {
 
 #[test]
 fn clients_cannot_add_series() {
-    let app = Setup::shared().set("LOG__LEVEL", "warn,app::server=info").start();
+    let app = Setup::shared().workload().set("LOG__LEVEL", "warn,app::server=info").start();
     let mut client = app.client();
     let hammer = |client: &mut Client, numbers: std::ops::Range<u32>| {
         for number in numbers {
             let method = format!("METHOD{}", number % 100);
             let host = format!("host{number}.example");
             let path = format!("/path{number}/{}", number * 7);
-            let slug = format!("/v1/links/s{number}");
+            let note = format!("/v1/notes/{number}");
             client.request(&method, &path, &[("x-request-id", &host)], "");
-            client.request(&method, &slug, &[("user-agent", &host)], "");
+            client.request(&method, &note, &[("user-agent", &host)], "");
         }
     };
     hammer(&mut client, 0..10);
@@ -39,14 +39,14 @@ fn clients_cannot_add_series() {
 
 #[test]
 fn requests_are_counted_by_method_route_and_code() {
-    let app = Setup::shared().start();
+    let app = Setup::shared().workload().start();
     let mut client = app.client();
 
-    for slug in ["one", "two", "three"] {
-        client.get(&format!("/v1/links/{slug}"));
+    for id in 1..=3 {
+        client.get(&format!("/v1/notes/{id}"));
     }
 
-    let labels = r#"{method="GET",route="/v1/links/{slug}",status_code="404"}"#;
+    let labels = r#"{method="GET",route="/v1/notes/{id}",status_code="404"}"#;
     assert_eq!(app.metric(&format!("http_request_duration_seconds_count{labels}")), 3.0);
     assert_eq!(app.metric("database_acquire_seconds_count"), 3.0);
     assert_eq!(app.metric("dependency_up{dependency=\"postgres\"}"), 1.0);
@@ -69,12 +69,12 @@ fn a_scrape_of_the_management_port_does_not_count_itself() {
 
 #[test]
 fn readiness_and_the_runtime_are_told() {
-    let app = Setup::shared().set("RUNTIME__WORKER_THREADS", 2).start();
+    let app = Setup::shared().workload().set("RUNTIME__WORKER_THREADS", 2).start();
     assert_eq!((app.metric("service_ready"), app.metric("service_degraded")), (1.0, 0.0));
     assert_eq!(app.metric("runtime_workers"), 2.0);
     assert!(app.metric("runtime_tasks") > 3.0);
     let busy = app.metric("runtime_busy_seconds_total");
-    app.get("/v1/links");
+    app.get("/v1/notes");
     assert!(app.metric("runtime_busy_seconds_total") > busy);
 
     let degraded = Setup::shared().set("REDIS__PORT", 1).start();

@@ -80,11 +80,10 @@ fn metrics(expression: &str) -> BTreeSet<String> {
 
 #[test]
 fn rules_and_dashboards_ask_for_metrics_that_exist() {
-    let app = Setup::shared().start();
+    let app = Setup::shared().workload().start();
     let mut client = app.client();
-    let body = serde_json::json!({"url": "https://example.com/", "slug": "metrics"});
-    client.send("POST", "/v1/links", &[], &body);
-    client.get("/r/metrics");
+    client.send("POST", "/v1/notes", &[], &serde_json::json!({"text": "hello"}));
+    client.get("/v1/notes/1");
     app.client().write(b"NONSENSE\r\n\r\n");
     let malformed = || (app.metric("http_connection_errors_total{kind=\"malformed\"}") == 1.0).then_some(());
     crate::support::eventually(std::time::Duration::from_secs(5), "the error", malformed);

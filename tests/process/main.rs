@@ -6,18 +6,13 @@
 #[expect(dead_code, reason = "some of it is for the other test binary")]
 mod support;
 
-mod abuse;
-mod cache;
-mod cancellation;
 mod config;
-mod crash;
+mod consistency;
 mod dependencies;
-mod descriptors;
+mod links;
 mod migrations;
 mod overload;
-mod panics;
 mod rotation;
-mod secrets;
 mod shutdown;
 mod soak;
 mod stock;

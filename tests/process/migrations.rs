@@ -45,7 +45,7 @@ fn leftovers(database: &str) -> Vec<String> {
 
 #[test]
 fn of_eight_at_once_one_applies_and_all_succeed() {
-    let setup = Setup::shared();
+    let setup = Setup::shared().workload();
     slow_down(setup.database(), 0.05);
 
     let start = Instant::now();
@@ -55,9 +55,7 @@ fn of_eight_at_once_one_applies_and_all_succeed() {
     println!("eight runners at once: all done after {:?}", start.elapsed());
     assert!(outputs.iter().all(succeeded));
     let applied = "select count(*)::text from _sqlx_migrations where success";
-    let files = std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/migrations")).unwrap();
-    let files = files.filter(|file| file.as_ref().unwrap().path().extension().is_some_and(|e| e == "sql"));
-    assert_eq!(servers::postgres().sql(setup.database(), applied), [files.count().to_string()]);
+    assert_eq!(servers::postgres().sql(setup.database(), applied), ["1"]);
     eventually(Duration::from_secs(2), "nothing left", || {
         leftovers(setup.database()).is_empty().then_some(())
     });
@@ -65,9 +63,9 @@ fn of_eight_at_once_one_applies_and_all_succeed() {
 
 #[test]
 fn one_that_fails_leaves_no_lock_and_can_be_run_again() {
-    let setup = Setup::shared();
-    // In the way of the migration that creates it.
-    servers::postgres().sql(setup.database(), "create table idempotency_keys (id bigint)");
+    let setup = Setup::shared().workload();
+    // In the way of the migration that creates it, after another one.
+    servers::postgres().sql(setup.database(), "create table rows (id bigint)");
 
     let output = setup.command(&["migrate"]).output().unwrap();
 
@@ -77,15 +75,15 @@ fn one_that_fails_leaves_no_lock_and_can_be_run_again() {
     eventually(Duration::from_secs(2), "nothing left", || {
         leftovers(setup.database()).is_empty().then_some(())
     });
-    let links = "select 1::text from pg_tables where tablename = 'links'";
-    assert!(servers::postgres().sql(setup.database(), links).is_empty(), "half of it was applied");
-    servers::postgres().sql(setup.database(), "drop table idempotency_keys");
+    let notes = "select 1::text from pg_tables where tablename = 'notes'";
+    assert!(servers::postgres().sql(setup.database(), notes).is_empty(), "half of it was applied");
+    servers::postgres().sql(setup.database(), "drop table rows");
     setup.migrate();
 }
 
 #[test]
 fn one_behind_a_stuck_one_gives_up_and_says_why() {
-    let setup = Setup::shared().set("DATABASE__LOCK_TIMEOUT", "500ms");
+    let setup = Setup::shared().workload().set("DATABASE__LOCK_TIMEOUT", "500ms");
     slow_down(setup.database(), 30.0);
     let mut stuck = spawn(&setup);
     eventually(Duration::from_secs(5), "the stuck one", || {
@@ -117,7 +115,7 @@ fn one_behind_a_stuck_one_gives_up_and_says_why() {
 
 #[test]
 fn killed_half_way_ten_times_it_still_arrives() {
-    let setup = Setup::shared();
+    let setup = Setup::shared().workload();
     slow_down(setup.database(), 0.05);
     let seed = 20_261_121_u64;
     let mut random = Random(seed);
@@ -142,18 +140,18 @@ fn killed_half_way_ten_times_it_still_arrives() {
     assert_eq!(refused, 0);
     setup.migrate();
     let mut app = setup.start();
-    assert_eq!(app.get("/v1/links").status, 200);
+    assert_eq!(app.get("/v1/notes").status, 200);
     assert!(app.is_running());
 }
 
 /// What a deploy and a rollback need: this release on the schema of the next one, which only adds to it.
 #[test]
 fn this_release_runs_on_the_schema_of_the_next() {
-    let setup = Setup::shared();
+    let setup = Setup::shared().workload();
     setup.migrate();
     servers::postgres().sql(
         setup.database(),
-        "alter table links add column title text, add column clicks bigint not null default 0;
+        "alter table notes add column title text, add column clicks bigint not null default 0;
          create table of_the_next_release (id bigint);
          insert into _sqlx_migrations (version, description, success, checksum, execution_time)
          values (99991231235959, 'of the next release', true, '\\x00', 0)",
@@ -161,20 +159,16 @@ fn this_release_runs_on_the_schema_of_the_next() {
 
     let mut app = setup.start();
     let mut client = app.client();
-    let link = json!({"slug": "kept", "url": "https://example.com/"});
-    let created = client.send("POST", "/v1/links", &[("idempotency-key", "key")], &link);
-    let read = client.get("/v1/links/kept");
-    let tag = read.header("etag").unwrap().to_owned();
-    let change = json!({"url": "https://example.com/changed"});
-    let changed = client.send("PATCH", "/v1/links/kept", &[("if-match", &tag)], &change);
-    let followed = client.get("/r/kept");
-    let listed = client.get("/v1/links");
-    let deleted = client.request("DELETE", "/v1/links/kept", &[], "");
+    let created = client.send("POST", "/v1/notes", &[], &json!({"text": "kept"}));
+    let path = format!("/v1/notes/{}", created.json()["id"]);
+    let read = client.get(&path);
+    let listed = client.get("/v1/notes");
+    let deleted = client.request("DELETE", &path, &[], "");
 
-    let answers = [&created, &read, &changed, &followed, &listed, &deleted];
-    assert_eq!(answers.map(|answer| answer.status), [201, 200, 200, 307, 200, 204]);
-    assert_eq!(followed.header("location"), Some("https://example.com/changed"));
+    let answers = [&created, &read, &listed, &deleted];
+    assert_eq!(answers.map(|answer| answer.status), [201, 200, 200, 204]);
+    assert_eq!(read.json()["text"], "kept");
     assert_eq!(app.get("/health/ready").status, 200);
     assert!(app.is_running());
-    println!("six kinds of requests served on a schema that is one release ahead");
+    println!("four kinds of requests served on a schema that is one release ahead");
 }

@@ -5,10 +5,10 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use crate::dependencies::{add_link, ready_becomes};
+use crate::dependencies::{add_note, ready_becomes};
 use crate::support::app::App;
 use crate::support::load::Load;
-use crate::support::servers::{PASSWORD, Server};
+use crate::support::servers::Server;
 use crate::support::setup::Setup;
 use crate::support::{eventually, repeatedly};
 
@@ -58,11 +58,7 @@ struct Servers {
 impl Servers {
     fn start(name: &str) -> Self {
         let (postgres, redis) = (Server::start("postgres", name), Server::start("redis", name));
-        let login = redis::RedisConnectionInfo::default().set_password(PASSWORD);
-        let address = redis::ConnectionAddr::Tcp("127.0.0.1".to_owned(), redis.port);
-        let info =
-            redis::IntoConnectionInfo::into_connection_info(address).unwrap().set_redis_settings(login);
-        let admin = redis::Client::open(info).unwrap().get_connection().unwrap();
+        let admin = redis.redis();
         postgres.sql("app", "drop role if exists service");
         postgres.sql("app", "create role service superuser login");
         Self { postgres, redis, admin }
@@ -85,7 +81,7 @@ impl Servers {
 }
 
 fn start(servers: &Servers, postgres: &Path, redis: &Path) -> App {
-    let setup = Setup::on(&servers.postgres, &servers.redis);
+    let setup = Setup::on(&servers.postgres, &servers.redis).workload();
     setup.migrate();
     let app = setup
         .set("DATABASE__USER", "service")
@@ -99,7 +95,7 @@ fn start(servers: &Servers, postgres: &Path, redis: &Path) -> App {
         // Without the access log, which the tests would have to read again and again.
         .set("LOG__LEVEL", "warn,app=debug")
         .start();
-    add_link(&servers.postgres, &app, "hot");
+    add_note(&servers.postgres, &app);
     app
 }
 
@@ -122,7 +118,7 @@ fn passwords_change_under_load_and_no_request_fails() {
     let mut app = start(&servers, &volume.path("postgres"), &volume.path("redis"));
     let (mut slowest, mut requests, mut failed) = (Duration::ZERO, 0, 0);
 
-    for (path, status) in [("/v1/links", 200), ("/r/hot", 307)] {
+    for path in ["/v1/notes", "/v1/notes/1"] {
         // More clients than there are sessions.
         let report = Load::get(app.address, path).closed(8, || {
             for round in 0..3 {
@@ -141,7 +137,7 @@ fn passwords_change_under_load_and_no_request_fails() {
             }
         });
         requests += report.0.len();
-        failed += report.0.len() - report.with_status(status);
+        failed += report.0.len() - report.with_status(200);
     }
 
     println!(
@@ -150,10 +146,10 @@ fn passwords_change_under_load_and_no_request_fails() {
     assert_eq!(failed, 0);
     // A session that is lost while no new one can be made: the others do its work.
     servers.set_password("unknown to the service");
-    // Not that of the health check, which never works on links.
+    // Not that of the health check, which never works on notes.
     let one = "select pg_terminate_backend(pid)::text from pg_stat_activity where usename = 'service'
-               and query like '%from links%' limit 1";
-    let report = Load::get(app.address, "/v1/links").closed(8, || {
+               and query like '%from notes%' limit 1";
+    let report = Load::get(app.address, "/v1/notes").closed(8, || {
         eventually(LIMIT, "a session to lose", || {
             (servers.postgres.sql("app", one).len() == 1).then_some(())
         });
@@ -169,7 +165,7 @@ fn passwords_change_under_load_and_no_request_fails() {
     });
     // It is the new passwords that connections are made with.
     servers.disconnect();
-    eventually(LIMIT, "new sessions", || (app.get("/v1/links").status == 200).then_some(()));
+    eventually(LIMIT, "new sessions", || (app.get("/v1/notes").status == 200).then_some(()));
     ready_becomes(&app, 200, "ready");
     for dependency in ["postgres", "redis"] {
         assert_eq!(app.metric(&format!("credentials_valid{{dependency=\"{dependency}\"}}")), 1.0);
@@ -193,7 +189,7 @@ fn a_password_that_does_not_work_is_told_and_not_used() {
     };
 
     // In place, as compose and people do it.
-    let report = Load::get(app.address, "/v1/links").closed(8, || {
+    let report = Load::get(app.address, "/v1/notes").closed(8, || {
         files.iter().for_each(|file| fs::write(file, "c4nary-wrong").unwrap());
         eventually(LIMIT, "refused", || {
             (valid("postgres") == 0.0 && valid("redis") == 0.0 && told() > 0).then_some(())
@@ -224,11 +220,11 @@ fn a_password_that_does_not_work_is_told_and_not_used() {
     files.iter().for_each(|file| fs::write(file, "c4nary-wrong again").unwrap());
     eventually(LIMIT, "refused", || (valid("postgres") == 0.0 && valid("redis") == 0.0).then_some(()));
     servers.disconnect();
-    eventually(LIMIT, "new sessions", || (app.get("/v1/links").status == 200).then_some(()));
+    eventually(LIMIT, "new sessions", || (app.get("/v1/notes").status == 200).then_some(()));
     let hits = || app.metric("cache_operations_total{operation=\"get\",outcome=\"hit\"}");
     let before = hits();
     eventually(LIMIT, "an answer from the cache", || {
-        assert_eq!(app.get("/r/hot").status, 307);
+        assert_eq!(app.get("/v1/notes/1").status, 200);
         (hits() > before).then_some(())
     });
     assert_eq!((valid("postgres"), valid("redis")), (0.0, 0.0));

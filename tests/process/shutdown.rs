@@ -33,7 +33,7 @@ pub fn terminate(count: usize, start: impl Fn() -> App) -> Terminations {
     let mut sums = Terminations { answered: 0, failed: 0, lost: 0, slowest: Duration::ZERO, codes: vec![] };
     for _ in 0..count {
         let mut app = start();
-        let load = Load::get(app.address, "/v1/links").on_fresh_connections();
+        let load = Load::get(app.address, "/v1/notes").on_fresh_connections();
         let report = load.closed(32, || {
             eventually(Duration::from_secs(20), "500 answers", || (load.answered() >= 500).then_some(()));
             app.terminate();
@@ -64,7 +64,7 @@ impl Terminations {
 
 #[test]
 fn no_accepted_request_is_lost_in_12_terminations_under_32_clients() {
-    let sums = terminate(12, || Setup::shared().start());
+    let sums = terminate(12, || Setup::shared().workload().start());
 
     sums.print();
     assert!(sums.codes.iter().all(|code| *code == Some(0)), "{:?}", sums.codes);
@@ -74,7 +74,7 @@ fn no_accepted_request_is_lost_in_12_terminations_under_32_clients() {
 #[test]
 #[ignore = "minutes: make guarantees"]
 fn no_accepted_request_is_lost_in_100_terminations_under_32_clients() {
-    let sums = terminate(100, || Setup::shared().start());
+    let sums = terminate(100, || Setup::shared().workload().start());
 
     sums.print();
     assert!(sums.codes.iter().all(|code| *code == Some(0)), "{:?}", sums.codes);
@@ -143,7 +143,7 @@ fn whatever_the_clients_do_the_exit_comes_by_the_deadline_and_tells_what_was_cut
 #[test]
 fn readiness_falls_at_once_while_new_connections_are_served_for_the_delay() {
     let delay = Duration::from_secs(2);
-    let mut app = Setup::shared().set("SHUTDOWN__READY_DELAY", "2s").start();
+    let mut app = Setup::shared().workload().set("SHUTDOWN__READY_DELAY", "2s").start();
     let mut kept = app.client();
     kept.get("/health/live");
 
@@ -155,7 +155,7 @@ fn readiness_falls_at_once_while_new_connections_are_served_for_the_delay() {
     });
     println!("not ready {:?} after the signal", signalled.elapsed());
 
-    let answer = kept.get("/v1/links");
+    let answer = kept.get("/v1/notes");
     assert_eq!((answer.status, answer.header("connection")), (200, Some("close")));
     assert!(kept.is_closed());
     let mut served = 0;
@@ -163,7 +163,7 @@ fn readiness_falls_at_once_while_new_connections_are_served_for_the_delay() {
         assert!(app.is_running());
         assert_eq!(app.get("/health/live").status, 200);
         assert_eq!(app.get("/health/ready").status, 503);
-        assert_eq!(app.get("/v1/links").status, 200);
+        assert_eq!(app.get("/v1/notes").status, 200);
         served += 3;
     }
     let (status, _) = app.wait(Duration::from_secs(5));
@@ -175,7 +175,6 @@ fn readiness_falls_at_once_while_new_connections_are_served_for_the_delay() {
 #[test]
 fn a_request_in_progress_is_finished_and_its_row_written() {
     let mut app = Setup::shared().workload().start();
-    servers::postgres().sql(&app.database, "create table rows (id bigint generated always as identity)");
     let mut client = sent(&app, b"POST /transaction/1000 HTTP/1.1\r\nhost: a\r\n\r\n");
     eventually(Duration::from_secs(5), "the statement", || {
         let running = "select 1 from pg_stat_activity where query like 'select pg_sleep%' and datname = current_database()";

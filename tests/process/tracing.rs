@@ -29,27 +29,27 @@ fn traced(collector: &Collector) -> Setup {
 #[test]
 fn a_request_is_a_span_with_those_of_postgresql_and_redis_inside() {
     let collector = Collector::start();
-    let app = traced(&collector).set("OTLP__AUTHORIZATION", "Bearer of the test").start();
-    app.client().send("POST", "/v1/links", &[], &json!({"slug": "there", "url": "https://example.com/"}));
+    let app = traced(&collector).workload().set("OTLP__AUTHORIZATION", "Bearer of the test").start();
+    app.client().send("POST", "/v1/notes", &[], &json!({"text": "hello"}));
 
     let traceparent = sampled();
     let headers = [("traceparent", &*traceparent), ("tracestate", "vendor=1"), ("x-request-id", "mine")];
-    let answer = app.client().request("GET", "/r/there", &headers, "");
-    assert_eq!(answer.status, 307);
+    let answer = app.client().request("GET", "/v1/notes/1", &headers, "");
+    assert_eq!(answer.status, 200);
     let line = app.logged("the request", |line| line["request_id"] == "mine");
     // GET, the row, SET, and the request itself.
     let spans = collector.trace(TRACE, 4);
 
     assert_eq!(spans.len(), 4, "{spans:#?}");
     let request = spans.iter().find(|span| span.kind == SERVER).unwrap();
-    assert_eq!(request.name, "GET /r/{slug}");
+    assert_eq!(request.name, "GET /v1/notes/{id}");
     assert_eq!(hex(&request.parent_span_id), PARENT);
     assert_eq!(request.trace_state, "vendor=1");
     let attribute = |key| text(&request.attributes, key);
     assert_eq!(attribute("http.request.method").as_deref(), Some("GET"));
-    assert_eq!(attribute("http.route").as_deref(), Some("/r/{slug}"));
-    assert_eq!(attribute("url.path").as_deref(), Some("/r/there"));
-    assert_eq!(attribute("http.response.status_code").as_deref(), Some("307"));
+    assert_eq!(attribute("http.route").as_deref(), Some("/v1/notes/{id}"));
+    assert_eq!(attribute("url.path").as_deref(), Some("/v1/notes/1"));
+    assert_eq!(attribute("http.response.status_code").as_deref(), Some("200"));
     assert_eq!(attribute("client.address").as_deref(), Some("127.0.0.1"));
     assert_eq!(attribute("request_id").as_deref(), Some("mine"));
     let span_id = hex(&request.span_id);
@@ -80,10 +80,10 @@ fn a_request_is_a_span_with_those_of_postgresql_and_redis_inside() {
 #[test]
 fn a_transaction_belongs_to_its_request() {
     let collector = Collector::start();
-    let app = traced(&collector).start();
+    let app = traced(&collector).workload().start();
 
-    let body = json!({"url": "https://example.com/"});
-    let answer = app.client().send("POST", "/v1/links", &[("traceparent", &sampled())], &body);
+    let body = json!({"text": "hello"});
+    let answer = app.client().send("POST", "/v1/notes", &[("traceparent", &sampled())], &body);
 
     assert_eq!(answer.status, 201);
     let spans = collector.trace(TRACE, 4);
@@ -110,12 +110,12 @@ fn what_fails_is_marked_and_probes_are_left_out() {
 #[test]
 fn the_flag_of_the_caller_decides_and_else_the_ratio() {
     let collector = Collector::start();
-    let app = traced(&collector).set("OTLP__SAMPLE_RATIO", 0).start();
+    let app = traced(&collector).workload().set("OTLP__SAMPLE_RATIO", 0).start();
     let unsampled = format!("00-{}-{PARENT}-00", TRACE.replace('4', "5"));
 
-    let alone = app.get("/v1/links").header("traceparent").unwrap().to_owned();
-    app.client().request("GET", "/v1/links", &[("traceparent", &unsampled)], "");
-    app.client().request("GET", "/v1/links", &[("traceparent", &sampled())], "");
+    let alone = app.get("/v1/notes").header("traceparent").unwrap().to_owned();
+    app.client().request("GET", "/v1/notes", &[("traceparent", &unsampled)], "");
+    app.client().request("GET", "/v1/notes", &[("traceparent", &sampled())], "");
 
     assert!(alone.ends_with("-00"), "{alone}");
     collector.trace(TRACE, 2);
@@ -143,12 +143,13 @@ fn the_last_spans_are_sent_before_the_end() {
 /// Load against a service whose collector is at `port`; returns the service while it serves.
 fn loaded(port: u16) -> App {
     let app = Setup::shared()
+        .workload()
         .set("OTLP__ENDPOINT", format!("http://127.0.0.1:{port}"))
         .set("OTLP__FLUSH_TIMEOUT", "500ms")
         .set("LOG__LEVEL", "warn,app::server=info")
         .start();
-    app.client().send("POST", "/v1/links", &[], &json!({"slug": "there", "url": "https://example.com/"}));
-    let load = Load::get(app.address, "/r/there");
+    app.client().send("POST", "/v1/notes", &[], &json!({"text": "hello"}));
+    let load = Load::get(app.address, "/v1/notes/1");
     // Far more than the queue holds.
     let fill = load.closed(4, || {
         eventually(Duration::from_secs(60), "5,000 answers", || (load.answered() > 5_000).then_some(()));
@@ -159,7 +160,7 @@ fn loaded(port: u16) -> App {
     });
 
     let grown = app.resident_kib().saturating_sub(before);
-    let answered = fill.with_status(307) + more.with_status(307);
+    let answered = fill.with_status(200) + more.with_status(200);
     let slowest = fill.slowest().max(more.slowest());
     println!("{answered} answered, slowest {slowest:?}, {grown} KiB more after the last two thirds");
     assert_eq!(answered, fill.0.len() + more.0.len());
@@ -228,17 +229,25 @@ fn spans_arrive_again_once_the_collector_is_back() {
 fn a_session_that_is_slow_to_be_named_is_no_reason_to_refuse() {
     let collector = Collector::start();
     let proxy = Proxy::to(servers::postgres().port);
-    let setup = traced(&collector).set("DATABASE__PORT", proxy.port).set("DATABASE__MAX_CONNECTIONS", 2);
+    let setup =
+        traced(&collector).workload().set("DATABASE__PORT", proxy.port).set("DATABASE__MAX_CONNECTIONS", 2);
     let app = setup.start();
     let mut client = app.client();
+    let both_are_idle = || {
+        eventually(Duration::from_secs(5), "both sessions in the pool", || {
+            (app.metric("database_connections{state=\"idle\"}") == 2.0).then_some(())
+        });
+    };
+    both_are_idle();
     // Both sessions are fresh: they are not checked before their next use.
     for _ in 0..4 {
-        assert_eq!(client.get("/v1/links").status, 200);
+        assert_eq!(client.get("/v1/notes").status, 200);
     }
+    both_are_idle();
 
     // More than there is time for the name, and less than for a statement.
     proxy.set(Fault::Delay(Duration::from_millis(300)));
-    let answer = client.request("GET", "/v1/links", &[("traceparent", &sampled())], "");
+    let answer = client.request("GET", "/v1/notes", &[("traceparent", &sampled())], "");
 
     assert_eq!(answer.status, 200, "{answer:?}");
 }
@@ -249,7 +258,6 @@ fn postgresql_knows_the_trace_while_it_works_for_it() {
     let collector = Collector::start();
     let app = traced(&collector).workload().start();
     let postgres = servers::postgres();
-    postgres.sql(&app.database, "create table rows (id bigint generated always as identity)");
     let labelled = format!("{:.30} {TRACE}", app.database);
     let of_app = format!(
         "select distinct application_name from pg_stat_activity

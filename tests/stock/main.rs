@@ -9,7 +9,6 @@ use std::time::Duration;
 use axum::body::Bytes;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
-use axum::response::Redirect;
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use redis::AsyncCommands;
@@ -53,8 +52,8 @@ async fn main() {
     let router = Router::new()
         .route("/health/live", get(async || "alive"))
         .route("/health/ready", get(ready))
-        .route("/v1/links", get(list))
-        .route("/r/{slug}", get(follow))
+        .route("/v1/notes", get(list))
+        .route("/v1/notes/{id}", get(read))
         .route("/panic", get(async || -> &'static str { panic!("a literal message") }))
         .route("/sleep/{ms}", get(sleep))
         .route("/large", get(async || Bytes::from(vec![b'x'; 64 << 20])))
@@ -77,21 +76,21 @@ async fn ready(State(state): State<AppState>) -> Result<&'static str, StatusCode
 }
 
 async fn list(State(state): State<AppState>) -> Result<Json<Vec<String>>, StatusCode> {
-    let links = sqlx::query_scalar("select slug from links order by id desc limit 20");
-    links.fetch_all(&state.pool).await.map(Json).map_err(internal)
+    let notes = sqlx::query_scalar("select text from notes order by id desc limit 20");
+    notes.fetch_all(&state.pool).await.map(Json).map_err(internal)
 }
 
 /// Cache-aside; an error of the cache counts as a miss.
-async fn follow(State(state): State<AppState>, Path(slug): Path<String>) -> Result<Redirect, StatusCode> {
+async fn read(State(state): State<AppState>, Path(id): Path<i64>) -> Result<String, StatusCode> {
     let mut redis = state.redis.clone();
-    if let Ok(Some(url)) = redis.get::<_, Option<String>>(&slug).await {
-        return Ok(Redirect::temporary(&url));
+    if let Ok(Some(text)) = redis.get::<_, Option<String>>(id).await {
+        return Ok(text);
     }
-    let link = sqlx::query_scalar("select url from links where slug = $1").bind(&slug);
-    let url: String =
-        link.fetch_optional(&state.pool).await.map_err(internal)?.ok_or(StatusCode::NOT_FOUND)?;
-    let _ = redis.set_ex::<_, _, ()>(&slug, &url, 60).await;
-    Ok(Redirect::temporary(&url))
+    let note = sqlx::query_scalar("select text from notes where id = $1").bind(id);
+    let text: String =
+        note.fetch_optional(&state.pool).await.map_err(internal)?.ok_or(StatusCode::NOT_FOUND)?;
+    let _ = redis.set_ex::<_, _, ()>(id, &text, 60).await;
+    Ok(text)
 }
 
 async fn sleep(Path(ms): Path<u64>) -> &'static str {

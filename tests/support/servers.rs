@@ -88,6 +88,15 @@ impl Server {
         })
     }
 
+    /// A connection to this Redis.
+    pub fn redis(&self) -> redis::Connection {
+        let login = redis::RedisConnectionInfo::default().set_password(PASSWORD);
+        let address = redis::ConnectionAddr::Tcp("127.0.0.1".to_owned(), self.port);
+        let info =
+            redis::IntoConnectionInfo::into_connection_info(address).unwrap().set_redis_settings(login);
+        redis::Client::open(info).unwrap().get_connection().unwrap()
+    }
+
     pub fn options(&self, database: &str) -> PgConnectOptions {
         PgConnectOptions::new_without_pgpass()
             .host("127.0.0.1")

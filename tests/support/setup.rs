@@ -12,7 +12,10 @@ use super::{contract, eventually};
 /// How to start a service.
 #[derive(Clone)]
 pub struct Setup {
+    /// What serves.
     program: String,
+    /// What has the commands.
+    commands: String,
     settings: BTreeMap<String, String>,
     descriptors: Option<u32>,
     read_output: bool,
@@ -37,7 +40,13 @@ impl Setup {
         ];
         let settings = settings.map(|(name, value)| (name.to_owned(), value));
         let program = env!("CARGO_BIN_EXE_app").to_owned();
-        Self { program, settings: settings.into(), descriptors: None, read_output: true }
+        Self {
+            commands: program.clone(),
+            program,
+            settings: settings.into(),
+            descriptors: None,
+            read_output: true,
+        }
     }
 
     /// On the servers that the tests share.
@@ -47,18 +56,12 @@ impl Setup {
 
     /// The example `workload` instead of the service: the same code with notes and ill-behaved handlers.
     pub fn workload(self) -> Self {
-        self.example("workload")
+        Self { program: example("workload"), commands: example("workload"), ..self }
     }
 
-    /// The example `stock`: `axum::serve` and default settings.
+    /// The example `stock`, `axum::serve` and default settings, on the schema of `workload`.
     pub fn stock(self) -> Self {
-        self.example("stock")
-    }
-
-    fn example(mut self, name: &str) -> Self {
-        let folder = self.program.strip_suffix("app").unwrap();
-        self.program = format!("{folder}examples/{name}");
-        self
+        Self { program: example("stock"), commands: example("workload"), ..self }
     }
 
     pub fn set(mut self, name: &str, value: impl Display) -> Self {
@@ -85,7 +88,7 @@ impl Setup {
 
     /// A command of the service with these settings and nothing else from our environment.
     pub fn command(&self, arguments: &[&str]) -> Command {
-        let program = if arguments.is_empty() { &self.program } else { env!("CARGO_BIN_EXE_app") };
+        let program = if arguments.is_empty() { &self.program } else { &self.commands };
         let mut command = Command::new(program);
         if let Some(count) = self.descriptors {
             command = Command::new("/bin/sh");
@@ -138,4 +141,9 @@ impl Setup {
     pub fn start_unready(self) -> App {
         App::spawn(&self)
     }
+}
+
+fn example(name: &str) -> String {
+    let folder = env!("CARGO_BIN_EXE_app").strip_suffix("app").unwrap();
+    format!("{folder}examples/{name}")
 }

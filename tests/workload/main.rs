@@ -2,20 +2,21 @@
 
 mod notes;
 
+use std::process::ExitCode;
+use std::sync::LazyLock;
 use std::time::Duration;
 
-use app::config::Config;
+use app::cli;
 use app::error::Error;
 use app::postgres::Database;
-use app::server;
 use app::shutdown::Tasks;
 use app::state::AppState;
-use app::telemetry::Telemetry;
 use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::{Path, State};
 use axum::routing::{get, post};
-use sqlx::Connection;
+use sqlx::migrate::{Migration, MigrationType, Migrator};
+use sqlx::{Connection, SqlSafeStr};
 
 fn routes() -> Router<AppState> {
     notes::router()
@@ -105,11 +106,14 @@ async fn row(State(database): State<Database>) -> Result<&'static str, Error> {
     Ok("written")
 }
 
-fn main() -> anyhow::Result<std::process::ExitCode> {
-    let (config, _) =
-        Config::load(std::env::vars_os()).map_err(|problems| anyhow::anyhow!("{problems:?}"))?;
-    let telemetry = Telemetry::start(&config)?;
-    let code = server::run(config, &telemetry, routes());
-    telemetry.send_spans();
-    code.map(Into::into)
+/// The schema, as `migrations/` is that of the service.
+static MIGRATIONS: LazyLock<Migrator> = LazyLock::new(|| {
+    let tables =
+        concat!(include_str!("notes.sql"), "create table rows (id bigint generated always as identity);",);
+    let first = Migration::new(1, "tables".into(), MigrationType::Simple, tables.into_sql_str(), false);
+    Migrator::with_migrations(vec![first])
+});
+
+fn main() -> ExitCode {
+    cli::run(routes(), &MIGRATIONS)
 }

@@ -16,6 +16,7 @@ use axum::response::IntoResponse;
 use axum::routing::{get, post};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
+use sqlx::Connection;
 
 const MAX_LIMIT: u16 = 100;
 
@@ -47,11 +48,14 @@ async fn create(
     let note = tasks
         .run(async move {
             let mut connection = database.acquire().await?;
+            let mut transaction = connection.begin().await?;
             let note: Note = sqlx::query_as("insert into notes (text) values ($1) returning id, text")
                 .bind(body.text)
-                .fetch_one(&mut *connection)
+                .fetch_one(&mut *transaction)
                 .await?;
             // It may be known that there was no such note.
+            cache.invalidate(&cache_key(note.id)).await;
+            transaction.commit().await?;
             cache.invalidate(&cache_key(note.id)).await;
             Ok(note)
         })
@@ -94,8 +98,11 @@ async fn read(
 ) -> Result<impl IntoResponse, Error> {
     let key = cache_key(id);
     let note = match cache.get::<Option<Note>>(&key).await {
-        Some(cached) => cached,
-        None => {
+        Some(cached) if cached.as_ref().is_none_or(|note| note.id == id) => cached,
+        unusable => {
+            if unusable.is_some() {
+                cache.invalidate(&key).await;
+            }
             let asked = SystemTime::now();
             let mut connection = database.acquire().await?;
             let note: Option<Note> = sqlx::query_as("select id, text from notes where id = $1")
