@@ -1,11 +1,11 @@
 # The commands of daily work. Each is a line or a script that works without make as well.
 
 .DEFAULT_GOAL := help
-.PHONY: backup bench deploy drill faults fmt fuzz guarantees help image meter push restore rollback run sabotage \
-  scan secrets soak sqlx test test-stack update
+.PHONY: backup bench deploy drill faults fmt fuzz guarantees help image meter push remove-example restore rollback run \
+  sabotage scan secrets soak sqlx test test-stack update
 
 help: ## List these targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: ## Build and start the service with a private PostgreSQL and Redis
 	@scripts/run
@@ -49,6 +49,9 @@ restore: ## Restore FILE=... into an empty production stack
 drill: ## Prove that the newest backup, or FILE=..., can be restored
 	@deploy/restore --drill $(if $(FILE),"$(FILE)")
 
+remove-example: ## Remove the example domain, and all that names it
+	@scripts/remove-example
+
 fmt: ## Format the code
 	cargo fmt
 
@@ -68,6 +71,7 @@ fuzz: ## Fuzz what parses untrusted bytes, a minute each
 	@scripts/fuzz
 
 bench: ## Measure requests per second
+	cargo build --release --locked --examples
 	cargo bench --bench http
 
 update: ## Merge what is new in the template, up to TO=v1.2.3, into this project
