@@ -42,6 +42,9 @@ pub fn terminate(count: usize, start: impl Fn() -> App) -> Terminations {
             sums.slowest = sums.slowest.max(time);
         });
         assert!(report.refused() > 0, "the clients went on after the end");
+        for refusal in report.answers().filter(|answer| answer.status != 200) {
+            println!("{} {}", refusal.status, refusal.body);
+        }
         sums.answered += report.with_status(200);
         sums.lost += report.lost();
         sums.failed += report.answers().count() - report.with_status(200);
