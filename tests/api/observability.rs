@@ -8,8 +8,7 @@ use serde_json::Value;
 
 use crate::support::setup::Setup;
 
-const RULES: [&str; 3] =
-    ["deploy/prometheus/slo.yml", "deploy/prometheus/recording.yml", "deploy/prometheus/alerts.yml"];
+const RULES: [&str; 2] = ["deploy/prometheus/recording.yml", "deploy/prometheus/alerts.yml"];
 const DASHBOARDS: [&str; 2] =
     ["deploy/grafana/dashboards/service.json", "deploy/grafana/dashboards/machine-room.json"];
 
@@ -113,20 +112,20 @@ fn rules_and_dashboards_ask_for_metrics_that_exist() {
 fn the_objective_of_latency_is_a_bucket() {
     let metrics = read("src/metrics.rs");
     let buckets = metrics.split_once("REQUEST_BUCKETS").unwrap().1.split_once("];").unwrap().0;
-    let slo = read("deploy/prometheus/slo.yml");
-    let bound = slo.split_once("le=\"").unwrap().1.split_once('"').unwrap().0;
+    let rules = read("deploy/prometheus/recording.yml");
+    let bound = rules.split_once("le=\"").unwrap().1.split_once('"').unwrap().0;
     assert!(buckets.contains(&format!(" {bound},")), "{bound} {buckets}");
 }
 
 #[test]
 fn the_rules_expect_what_compose_starts() {
-    let (compose, slo) = (read("docker-compose.prod.yml"), read("deploy/prometheus/slo.yml"));
+    let (compose, rules) = (read("docker-compose.prod.yml"), read("deploy/prometheus/recording.yml"));
     let default = |name: &str| {
         let rest = compose.split_once(&format!("${{{name}:-")).unwrap().1;
         rest.split_once('}').unwrap().0.to_owned()
     };
     let expected = |name: &str| {
-        let rest = slo.split_once(&format!("record: expected:{name}\n")).unwrap().1;
+        let rest = rules.split_once(&format!("record: expected:{name}\n")).unwrap().1;
         let rest = rest.split_once("vector(").unwrap().1;
         rest.split_once(')').unwrap().0.parse::<u64>().unwrap()
     };
@@ -134,7 +133,7 @@ fn the_rules_expect_what_compose_starts() {
     assert_eq!(format!("{}M", expected("memory_bytes") >> 20), default("APP_MEMORY"));
     let interval = read("deploy/prometheus/prometheus.yml");
     assert!(interval.contains("evaluation_interval: 15s"));
-    assert!(read("deploy/prometheus/recording.yml").contains("15 * sum_over_time"));
+    assert!(rules.contains("15 * sum_over_time"));
 }
 
 #[test]

@@ -143,7 +143,7 @@ fn finds_every_replica(prometheus: &Prometheus) {
     let start = Instant::now();
     eventually(LIMIT, "two replicas of each colour", || {
         let up =
-            |color: &str| prometheus.query(&format!("up{{job=\"drydock\", color=\"{color}\"}} == 1")).len();
+            |color: &str| prometheus.query(&format!("up{{job=\"app\", color=\"{color}\"}} == 1")).len();
         (up("blue") == 2 && up("green") == 2).then_some(())
     });
     println!("-- finds every replica: {:.1?}", start.elapsed());
@@ -163,7 +163,7 @@ fn loses_its_dependencies(stack: &Stack) {
 
 fn evaluates_every_rule(prometheus: &Prometheus) {
     let start = Instant::now();
-    let written: usize = ["slo", "recording", "alerts"]
+    let written: usize = ["recording", "alerts"]
         .iter()
         .map(|name| fs::read_to_string(root().join(format!("deploy/prometheus/{name}.yml"))).unwrap())
         .map(|text| text.matches("alert: ").count() + text.matches("record: ").count())
