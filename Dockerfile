@@ -65,8 +65,9 @@ FROM ${RUNTIME_IMAGE} AS runtime
 ARG REVISION=unknown
 ARG VERSION=0.0.0
 ARG CREATED=1970-01-01T00:00:00Z
+ARG NAME=app
 ARG SOURCE=
-LABEL org.opencontainers.image.title="drydock" \
+LABEL org.opencontainers.image.title="${NAME}" \
       org.opencontainers.image.description="A production web service template" \
       org.opencontainers.image.licenses="MIT OR Apache-2.0" \
       org.opencontainers.image.version="${VERSION}" \

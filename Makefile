@@ -17,13 +17,13 @@ test-stack: ## Run the tests of the image and the stacks; needs a Docker engine
 	@scripts/test-stack
 
 image: ## Build the image, labelled with version and revision
-	@scripts/build-image
+	@scripts/image build
 
 scan: ## Look for known vulnerabilities in the image, with trivy or grype
-	@scripts/scan
+	@scripts/image scan
 
 push: ## Push the image to REGISTRY, by version and revision
-	@scripts/push
+	@scripts/image push
 
 deploy: ## Put TAG into service on this machine, blue-green
 	@deploy/release "$(TAG)"

@@ -79,7 +79,7 @@ COMPOSE_FILE=$(setting COMPOSE_FILE docker-compose.prod.yml)
 APP_TAG=$(setting APP_TAG any)
 
 # The name of this run's connections.
-session=drydock-$$-$RANDOM
+session=deploy-$$-$RANDOM
 postgres=(docker compose exec -T --env "PGAPPNAME=$session" postgres)
 
 # What is to be done then is in the trap of EXIT.

@@ -84,7 +84,7 @@ impl Backups {
     /// Sessions of the scripts, of those that wait for a lock when `waiting`.
     fn sessions(&self, waiting: bool) -> String {
         let lock = if waiting { "and wait_event_type = 'Lock'" } else { "" };
-        let sessions = "select count(*) from pg_stat_activity where application_name like 'drydock-%'";
+        let sessions = "select count(*) from pg_stat_activity where application_name like 'deploy-%'";
         self.sql(&format!("{sessions} {lock}"))
     }
 
@@ -106,7 +106,7 @@ impl Backups {
 
     /// Containers of drills.
     fn drills(&self) -> String {
-        let filter = format!("name={}-drydock-", self.stack.project.name);
+        let filter = format!("name={}-deploy-", self.stack.project.name);
         docker(&["ps", "--all", "--quiet", "--filter", &filter])
     }
 }

@@ -288,7 +288,7 @@ fn times_keep_their_order() {
         assert!(available < progress);
         let script = fs::read_to_string(root().join("deploy/kubernetes/deploy")).unwrap();
         let timeout =
-            script.split("! of_namespace rollout status deployment/drydock --timeout=").nth(1).unwrap();
+            script.split("! of_namespace rollout status deployment/app --timeout=").nth(1).unwrap();
         let timeout = humantime::parse_duration(timeout.split(';').next().unwrap()).unwrap();
         assert!(Duration::from_secs(progress) < timeout);
     }
@@ -390,7 +390,7 @@ fn steps(log: &str) -> Vec<&'static str> {
     let known =
         ["delete job", "component!=app", "get job", "component=app", "rollout status", "stdin: before"];
     let name = |line: &str| known.into_iter().find(|step| line.contains(step) && !line.contains(" logs "));
-    let log = log.replace("rollout status deployment/drydock --timeout=1s", "");
+    let log = log.replace("rollout status deployment/app --timeout=1s", "");
     log.lines().filter_map(name).collect()
 }
 
@@ -445,7 +445,7 @@ fn an_image_without_a_fixed_version_is_refused() {
         let kustomize =
             ["kustomize", &format!("deploy/kubernetes/overlays/{overlay}")].map(ToOwned::to_owned);
         let bare = run(Command::new("kubectl").args(kustomize).current_dir(root()));
-        let unset = bare.matches("image: drydock:given-by-deploy").count();
+        let unset = bare.matches("image: app:given-by-deploy").count();
         assert_eq!(unset, 2, "rendered without the script it must not run");
     }
 }

@@ -46,11 +46,11 @@ impl Drop for Registry {
     }
 }
 
-/// A script of the checkout's own, which builds the image `name`.
-fn script(checkout: &Checkout, script: &str, name: &str) -> Command {
-    let mut command = Command::new(checkout.path().join("scripts").join(script));
-    command.env("IMAGE", name);
-    command
+/// A command of the checkout's own scripts/image, about the image `name`.
+fn image(checkout: &Checkout, command: &str, name: &str) -> Command {
+    let mut script = Command::new(checkout.path().join("scripts/image"));
+    script.arg(command).env("IMAGE", name);
+    script
 }
 
 #[test]
@@ -71,7 +71,7 @@ fn from_the_sources_into_service() {
     let revision = git(&["rev-parse", "--short=12", "HEAD"]).trim().to_owned();
 
     let name = format!("drydock-workflow-{}", std::process::id());
-    run(&mut script(&checkout, "build-image", &name));
+    run(&mut image(&checkout, "build", &name));
 
     // A scanner of the test's own: what counts is what it is asked, and that its verdict is kept.
     let scanner = TempDir::new().unwrap();
@@ -79,12 +79,12 @@ fn from_the_sources_into_service() {
     fs::write(&trivy, "#!/bin/sh\necho \"$@\"\nexit \"${VERDICT:-0}\"\n").unwrap();
     fs::set_permissions(&trivy, fs::Permissions::from_mode(0o755)).unwrap();
     let path = format!("{}:{}", scanner.path().display(), run(Command::new("printenv").arg("PATH")).trim());
-    let mut scan = script(&checkout, "scan", &name);
+    let mut scan = image(&checkout, "scan", &name);
     let asked = run(scan.env("PATH", &path));
     assert!(asked.contains("HIGH,CRITICAL") && asked.contains(&format!("{name}:{VERSION}")), "{asked}");
     assert!(!scan.env("VERDICT", "1").status().unwrap().success());
 
-    let mut push = script(&checkout, "push", &name);
+    let mut push = image(&checkout, "push", &name);
     run(push.env("REGISTRY", &registry.address));
     let remote = format!("{}/{name}", registry.address);
     let tags =
@@ -113,7 +113,7 @@ fn from_the_sources_into_service() {
 
     // What is not committed cannot be pushed.
     fs::write(checkout.path().join("src/added.rs"), "").unwrap();
-    run(script(&checkout, "build-image", &name).env("TAG", "dirty"));
+    run(image(&checkout, "build", &name).env("TAG", "dirty"));
     let refused = push.env("TAG", "dirty").output().unwrap();
     assert!(String::from_utf8_lossy(&refused.stderr).contains("not committed"), "{refused:?}");
     docker(&["rmi", &format!("{name}:dirty")]);
