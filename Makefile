@@ -31,8 +31,8 @@ deploy: ## Put TAG into service on this machine, blue-green
 rollback: ## Go back to the release before
 	@deploy/release --rollback
 
-meter: ## Measure what a deploy loses: METER=ADDRESS,PER_SECOND,SECONDS
-	cargo test --quiet --test stack meter::meter -- --ignored --exact --nocapture
+meter: ## Measure what a deploy loses: METER=ADDRESS,PATH,PER_SECOND,SECONDS
+	cargo test --quiet --test stack release::meter -- --ignored --exact --nocapture
 
 faults: ## Break the production stack under load, and tell after how many seconds which alert fires; a quarter of an hour
 	cargo test --locked --test stack faults::faults -- --ignored --exact --nocapture

@@ -14,15 +14,15 @@ pub fn run(address: SocketAddr, mut meanwhile: impl FnMut()) -> usize {
     let end = Instant::now() + LENGTH;
     let large_head = format!("GET / HTTP/1.1\r\nhost: a\r\nx: {}", "y".repeat(400_000));
     let large_body = format!(
-        "POST /v1/links HTTP/1.1\r\nhost: a\r\ncontent-length: 99999999\r\n\r\n{}",
+        "POST /v1/notes HTTP/1.1\r\nhost: a\r\ncontent-length: 99999999\r\n\r\n{}",
         "z".repeat(900_000)
     );
     // Allowed, and never finished.
     let held_body = format!(
-        "POST /v1/links HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\ncontent-length: 1048576\r\n\r\n{}",
+        "POST /v1/notes HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\ncontent-length: 1048576\r\n\r\n{}",
         "z".repeat(1_000_000)
     );
-    let unread = "GET /v1/links?limit=100 HTTP/1.1\r\nhost: a\r\n\r\n".repeat(200);
+    let unread = "GET /v1/notes?limit=100 HTTP/1.1\r\nhost: a\r\n\r\n".repeat(200);
     let conflict =
         "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n";
     let attacks: [&[u8]; 7] = [

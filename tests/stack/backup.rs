@@ -1,4 +1,5 @@
-//! Backups of the production stack are whole, restores are all or nothing, and drills leave nothing behind.
+//! Backups of the production stack are whole, restores are all or nothing, and drills leave nothing behind. A stack that
+//! is destroyed while it serves comes back from one.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -13,27 +14,28 @@ use tempfile::TempDir;
 use crate::docker::{docker, run};
 use crate::stack::Stack;
 use crate::support::eventually;
+use crate::support::meter::Meter;
 
-pub const LIMIT: Duration = Duration::from_secs(30);
+const LIMIT: Duration = Duration::from_secs(30);
 
 /// A stack and the folder with its backups.
-pub struct Backups {
-    pub stack: Stack,
+struct Backups {
+    stack: Stack,
     folder: TempDir,
 }
 
 impl Backups {
-    pub fn new(name: &str) -> Self {
+    fn new(name: &str) -> Self {
         Self { stack: Stack::new(name), folder: TempDir::new().unwrap() }
     }
 
-    pub fn backup(&self) -> Command {
+    fn backup(&self) -> Command {
         let mut command = self.stack.command("backup", &[]);
         command.env("BACKUP_DIR", self.folder.path());
         command
     }
 
-    pub fn restore(&self, file: &Path) -> Command {
+    fn restore(&self, file: &Path) -> Command {
         let mut command = self.stack.command("restore", &[]);
         command.env("BACKUP_DIR", self.folder.path()).arg(file);
         command
@@ -46,7 +48,7 @@ impl Backups {
         names.filter(|name| name != ".lock").collect()
     }
 
-    pub fn newest(&self) -> PathBuf {
+    fn newest(&self) -> PathBuf {
         let files = self.files();
         self.folder.path().join(files.iter().rfind(|name| name.ends_with(".dump")).unwrap())
     }
@@ -62,7 +64,7 @@ impl Backups {
     }
 
     /// Destroys all and starts PostgreSQL alone.
-    pub fn start_empty(&self) {
+    fn start_empty(&self) {
         self.stack.project.remove();
         assert_eq!(self.stack.project.remains(), "");
         self.stack.project.compose(&["up", "--detach", "--wait", "postgres"]);
@@ -120,14 +122,12 @@ fn refused(command: &mut Command, reason: &str) {
 
 #[test]
 fn backups_are_whole_and_restores_are_all_or_nothing() {
-    let backups = Backups::new("drydock-dumps");
+    let backups = Backups::new("dumps");
     backups.start_empty();
     refused(&mut backups.backup(), "has no table");
     assert!(backups.files().is_empty(), "{:?}", backups.files());
     backups.stack.project.compose(&["run", "--rm", "migrate"]);
-    let links =
-        "insert into links (slug, url) select n::text, 'https://a/' || n from generate_series(1, 5000) n";
-    backups.sql(links);
+    backups.sql("insert into notes (text) select n::text from generate_series(1, 5000) n");
     keeps_as_many_as_it_is_told(&backups);
     leaves_nothing_when_it_is_interrupted(&backups);
     drills(&backups);
@@ -163,10 +163,10 @@ fn keeps_as_many_as_it_is_told(backups: &Backups) {
 
 fn leaves_nothing_when_it_is_interrupted(backups: &Backups) {
     let before = backups.files();
-    assert_eq!(backups.interrupt(&mut backups.backup(), "lock table links", Signal::TERM), Some(143));
+    assert_eq!(backups.interrupt(&mut backups.backup(), "lock table notes", Signal::TERM), Some(143));
     assert_eq!(backups.files(), before);
     // Nothing can be done about this one until the next: what it leaves does not look like a backup.
-    assert_eq!(backups.interrupt(&mut backups.backup(), "lock table links", Signal::KILL), None);
+    assert_eq!(backups.interrupt(&mut backups.backup(), "lock table notes", Signal::KILL), None);
     let mut left = backups.files();
     left.remove(".partial");
     assert_eq!(left, before);
@@ -182,7 +182,8 @@ fn drills(backups: &Backups) {
     let newest = backups.newest();
     assert!(told.contains(newest.to_str().unwrap()), "{told}");
     let version = backups.sql("select max(version) from _sqlx_migrations");
-    for part in [&format!("version {version}"), "  links 5000\n", "  idempotency_keys 0\n", " 0 h "] {
+    let migrations = backups.sql("select '  _sqlx_migrations ' || count(*) from _sqlx_migrations") + "\n";
+    for part in [&format!("version {version}"), "  notes 5000\n", &migrations, " 0 h "] {
         assert!(told.contains(part), "{part} in {told}");
     }
     assert_eq!(backups.drills(), "");
@@ -236,12 +237,56 @@ fn refuses_what_is_damaged(backups: &Backups) {
 
 fn restores_all_or_nothing(backups: &Backups) {
     let newest = backups.newest();
-    let interrupted = backups.interrupt(&mut backups.restore(&newest), "create table links()", Signal::TERM);
+    let interrupted = backups.interrupt(&mut backups.restore(&newest), "create table notes()", Signal::TERM);
     assert_eq!((interrupted, backups.tables().as_str()), (Some(143), "0"));
     run(&mut backups.restore(&newest));
-    assert_eq!(backups.sql("select count(*) from links"), "5000");
+    assert_eq!(backups.sql("select count(*) from notes"), "5000");
     let others = "select count(*) from pg_class where relnamespace = 'public'::regnamespace
         and relowner <> 'app'::regrole";
     assert_eq!(backups.sql(others), "0", "belong to another role");
-    assert_eq!(backups.sql("select count(*) > 0 from pg_stats where tablename = 'links'"), "t", "analyzed");
+    assert_eq!(backups.sql("select count(*) > 0 from pg_stats where tablename = 'notes'"), "t", "analyzed");
+}
+
+#[test]
+fn a_lost_stack_comes_back_with_all_that_was_before_its_backup() {
+    let backups = Backups::new("backup");
+    let stack = &backups.stack;
+    let release = || run(stack.command("release", &["clean"]).env("WATCH", "2"));
+    release();
+    let meter = Meter::new(stack.address, 500);
+    let ((begun, took), findings) = meter.run(|| {
+        meter.await_more(2500, LIMIT);
+        let begun = Instant::now();
+        print!("{}", run(&mut backups.backup()));
+        let took = begun.elapsed();
+        meter.await_more(1000, LIMIT);
+        (begun, took)
+    });
+    let during = findings.written.iter().filter(|note| note.acknowledged >= begun);
+    let during = during.filter(|note| note.acknowledged < begun + took).count();
+    println!("{during} notes were written in the {took:.1?} of the backup; {findings}");
+    assert!(during > 0);
+    assert_eq!(findings.losses(), 0);
+
+    let disaster = Instant::now();
+    backups.start_empty();
+    let ready = disaster.elapsed();
+    print!("{}", run(&mut backups.restore(&backups.newest())));
+    let restored = disaster.elapsed();
+    release();
+    println!(
+        "PostgreSQL anew after {ready:.1?}, restored after {restored:.1?}, released after {:.1?}",
+        disaster.elapsed()
+    );
+
+    let there = meter.notes().unwrap();
+    let lost: Vec<_> = findings.written.iter().filter(|note| !there.contains_key(&note.text)).collect();
+    println!("{} notes, {} lost, those of {:.1?}", findings.written.len(), lost.len(), disaster - begun);
+    assert!(lost.iter().all(|note| note.acknowledged >= begun));
+    assert!(!lost.is_empty() && lost.len() < findings.written.len());
+    assert!(there.values().all(|ids| ids.len() == 1), "twice");
+    // It goes on from there: new notes get new numbers.
+    let meter = Meter::new(stack.address, 500);
+    let ((), findings) = meter.run(|| meter.await_more(1001, LIMIT));
+    assert_eq!(findings.losses(), 0, "{findings}");
 }

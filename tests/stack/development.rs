@@ -11,22 +11,22 @@ use crate::support::{eventually, free_port};
 
 #[test]
 fn the_development_stack_reloads_an_edit() {
-    let checkout = Checkout::new();
+    let checkout = Checkout::with_notes();
     let port = free_port();
     let variables = [
         ("DEV_PORT", port.to_string()),
         ("DEV_POSTGRES_PORT", free_port().to_string()),
         ("DEV_REDIS_PORT", free_port().to_string()),
     ];
-    let project = Project::new("drydock-dev", &[checkout.path().join("docker-compose.yml")], &variables);
+    let project = Project::new("development", &[checkout.path().join("docker-compose.yml")], &variables);
     let start = Instant::now();
     project.compose(&["up", "--detach", "--build", "--wait", "--wait-timeout", "600"]);
     println!("up and healthy after {:.1?}, with everything compiled", start.elapsed());
 
     let address = SocketAddr::from(([127, 0, 0, 1], port));
-    let body = json!({"url": "https://example.com/", "slug": "hello"});
-    assert_eq!(Client::connect(address).send("POST", "/v1/links", &[], &body).status, 201);
-    assert_eq!(Client::connect(address).get("/r/hello").status, 307);
+    let note = Client::connect(address).send("POST", "/v1/notes", &[], &json!({"text": "hello"})).json();
+    let path = format!("/v1/notes/{}", note["id"]);
+    assert_eq!(Client::connect(address).get(&path).json(), note);
     let published = docker(&["ps", "--format", "{{.Ports}}", "--filter", &format!("publish={port}")]);
     assert!(published.contains(&format!("127.0.0.1:{port}->")), "{published}");
 
@@ -45,10 +45,10 @@ fn the_development_stack_reloads_an_edit() {
         let answer = Client::try_connect(address)?.try_request("GET", "/health/live", &[], "")?;
         (answer.json() == json!({"status": "twice"})).then_some(())
     });
-    let answer = eventually(Duration::from_secs(20), "the link", || {
-        Some(Client::try_connect(address)?.get("/r/hello")).filter(|answer| answer.status == 307)
+    let answer = eventually(Duration::from_secs(20), "the note", || {
+        Some(Client::try_connect(address)?.get(&path)).filter(|answer| answer.status == 200)
     });
-    assert_eq!(answer.header("location"), Some("https://example.com/"));
+    assert_eq!(answer.json(), note);
 
     let start = Instant::now();
     project.compose(&["stop"]);

@@ -14,7 +14,7 @@ use crate::support::{contract, eventually};
 /// Planted where a careless build would find it.
 pub const CANARY: &str = "canary-5c1b9e0d7f";
 pub const REVISION: &str = "0123456789ab";
-pub const IMAGE: &str = "drydock-test";
+pub const IMAGE: &str = "app-test";
 /// Looks at other containers from inside.
 const PROBE: &str = "busybox:1.37";
 
@@ -52,12 +52,31 @@ impl Checkout {
             fs::create_dir_all(to.parent().unwrap()).unwrap();
             fs::copy(root().join(name), to).unwrap();
         }
-        for name in [".env", "src/.env", "migrations/server.key", "src/links/server.pem", "secrets/password"]
-        {
+        for name in [".env", "src/.env", "migrations/server.key", "src/keys/server.pem", "secrets/password"] {
             fs::create_dir_all(copy.path().join(name).parent().unwrap()).unwrap();
             fs::write(copy.path().join(name), format!("SECRET={CANARY}\n")).unwrap();
         }
         Self(copy)
+    }
+
+    /// With notes as one more domain, whatever domains there are.
+    pub fn with_notes() -> Self {
+        let checkout = Self::new();
+        let copy = |from: &str, to: &str| {
+            fs::copy(checkout.path().join(from), checkout.path().join(to)).unwrap();
+        };
+        copy("tests/workload/notes.rs", "src/notes.rs");
+        // After all that the service may have by then.
+        copy("tests/workload/notes.sql", "migrations/29990101000000_create_notes.sql");
+        let modules = "extern crate self as app;\npub mod notes;\npub mod address;";
+        checkout.edit("src/lib.rs", "pub mod address;", modules);
+        let (signature, routes) = ("-> Router<AppState> {\n    ", "crate::notes::router()");
+        let no_routes = format!("{signature}Router::new()");
+        checkout.edit("src/router.rs", &no_routes, &format!("{signature}{routes}"));
+        let checks = fs::read_to_string(checkout.path().join("deploy/checks")).unwrap();
+        let checks = checks + "GET /v1/notes?limit=1 200\nGET /v1/notes/0 404\n";
+        fs::write(checkout.path().join("deploy/checks"), checks).unwrap();
+        checkout
     }
 
     pub fn path(&self) -> &Path {
@@ -84,21 +103,26 @@ impl Checkout {
 /// Builds `IMAGE:tag` as a release would.
 #[track_caller]
 pub fn build_image(checkout: &Checkout, tag: &str, more: &[&str]) -> Duration {
-    let version = concat!("VERSION=", env!("CARGO_PKG_VERSION"));
-    let (revision, name) = (format!("REVISION={REVISION}"), format!("{IMAGE}:{tag}"));
-    let arguments = [&["--tag", &name, "--build-arg", version, "--build-arg", &revision], more].concat();
+    let labels = [
+        concat!("NAME=", env!("CARGO_PKG_NAME")).to_owned(),
+        concat!("VERSION=", env!("CARGO_PKG_VERSION")).to_owned(),
+        format!("REVISION={REVISION}"),
+    ];
+    let name = format!("{IMAGE}:{tag}");
+    let labels = labels.iter().flat_map(|label| ["--build-arg", label]);
+    let arguments: Vec<_> = ["--tag", &name].into_iter().chain(labels).chain(more.iter().copied()).collect();
     let (output, time) = checkout.build(&arguments);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     time
 }
 
-/// The image that all tests look at, and the time that it took to build it without any layer of an earlier build.
-pub fn image() -> &'static (Checkout, Duration) {
-    static BUILT: OnceLock<(Checkout, Duration)> = OnceLock::new();
+/// The image that all tests look at, and the checkout that it is built from.
+pub fn image() -> &'static Checkout {
+    static BUILT: OnceLock<Checkout> = OnceLock::new();
     BUILT.get_or_init(|| {
-        let checkout = Checkout::new();
-        let time = build_image(&checkout, "clean", &["--no-cache"]);
-        (checkout, time)
+        let checkout = Checkout::with_notes();
+        build_image(&checkout, "clean", &[]);
+        checkout
     })
 }
 
@@ -109,8 +133,8 @@ pub fn variant(tag: &str, line: &str) {
     docker(&["build", "--quiet", "--tag", &format!("{IMAGE}:{tag}"), folder.path().to_str().unwrap()]);
 }
 
-/// Ends a project, with its data.
-const DOWN: [&str; 6] = ["--profile", "*", "down", "--volumes", "--timeout", "5"];
+/// Ends a project, with its data and the image that compose built for it.
+const DOWN: [&str; 8] = ["--profile", "*", "down", "--volumes", "--rmi", "local", "--timeout", "5"];
 
 /// A compose project; its containers, networks and volumes are removed when this is dropped.
 pub struct Project {
@@ -121,7 +145,7 @@ pub struct Project {
 
 impl Project {
     pub fn new(name: &str, files: &[PathBuf], variables: &[(&'static str, String)]) -> Self {
-        let name = format!("{name}-{}", std::process::id());
+        let name = format!("test-{name}-{}", std::process::id());
         Self { name, files: files.to_vec(), variables: variables.to_vec() }
     }
 

@@ -10,8 +10,9 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use serde_json::json;
 use tempfile::TempDir;
 
-use crate::docker::{Checkout, build_image, image, run};
+use crate::docker::run;
 use crate::observability::Prometheus;
+use crate::release::build_late;
 use crate::stack::Stack;
 use crate::support::eventually;
 use crate::support::load::Load;
@@ -30,11 +31,7 @@ type Fault = (&'static str, Act, Act, &'static [&'static str]);
 #[test]
 #[ignore = "takes a quarter of an hour: `make faults`"]
 fn faults() {
-    image();
-    let checkout = Checkout::new();
-    let found = "let target = target.ok_or(Error::NotFound)?;";
-    checkout.edit("src/links/handlers.rs", found, &format!(r#"{found} assert_eq!(target, "");"#));
-    build_image(&checkout, "late", &[]);
+    build_late();
     let faults: [Fault; 5] = [
         ("Redis is stopped", |stack| stop(stack, "redis"), |stack| start(stack, "redis"), &["Degraded"]),
         (
@@ -53,17 +50,18 @@ fn faults() {
 }
 
 fn measure((name, begin, end, expected): Fault) {
-    let stack = Stack::new("drydock-faults");
+    let stack = Stack::new("faults");
     remember_six_hours(&stack);
     let prometheus = Prometheus::start(&stack, &["blue"]);
-    let body = json!({"url": "https://example.com/", "slug": "faults"});
     // nginx asks for the names of replicas every two seconds.
-    eventually(LIMIT, "a link", || {
-        (stack.client().send("POST", "/v1/links", &[], &body).status == 201).then_some(())
+    let note = eventually(LIMIT, "a note", || {
+        let answer = stack.client().send("POST", "/v1/notes", &[], &json!({"text": "faults"}));
+        (answer.status == 201).then(|| answer.json()["id"].to_string())
     });
-    let (links, link) = (Load::get(stack.address, "/v1/links"), Load::get(stack.address, "/r/faults"));
-    links.open(RATE, || {
-        link.open(RATE, || {
+    let (list, note) = ("/v1/notes", format!("/v1/notes/{note}"));
+    let (list, note) = (Load::get(stack.address, list), Load::get(stack.address, &note));
+    list.open(RATE, || {
+        note.open(RATE, || {
             let a_minute = "count_over_time(version:requests:rate1m[5m]) >= 4";
             eventually(LIMIT, "load", || (!prometheus.query(a_minute).is_empty()).then_some(()));
             let before = firing(&prometheus);
@@ -137,7 +135,7 @@ fn start(stack: &Stack, service: &str) {
 /// For 5 s at a time, until the file is gone; requests give up after 2 s.
 fn lock(stack: &Stack) {
     let script = "touch /tmp/lock; while [ -e /tmp/lock ]; do
-        psql --username=postgres --dbname=app --quiet --command='begin' --command='lock table links' \
+        psql --username=postgres --dbname=app --quiet --command='begin' --command='lock table notes' \
             --command='select pg_sleep(5)' --command='commit' >/dev/null; sleep 0.1; done";
     stack.project.compose(&["exec", "--no-TTY", "--detach", "postgres", "sh", "-c", script]);
 }
@@ -148,7 +146,7 @@ fn unlock(stack: &Stack) {
 
 /// Ends by itself, when its alerts have had time to fire.
 fn overload(stack: &Stack) {
-    let report = Load::get(stack.address, "/v1/links?limit=100").closed(400, || {
+    let report = Load::get(stack.address, "/v1/notes?limit=100").closed(400, || {
         thread::park_timeout(Duration::from_secs(150));
     });
     println!("{} answered, {} refused", report.with_status(200), report.with_status(503));

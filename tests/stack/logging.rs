@@ -1,18 +1,23 @@
 //! The log collector: what reaches the store, and what happens while one of both is away.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io::{BufReader, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::docker::{await_health, docker};
-use crate::log_store::LogStore;
 use crate::production::assert_hardened;
 use crate::stack::Stack;
 use crate::support::contract;
 use crate::support::eventually;
+use crate::support::http::read_request;
 use crate::support::meter::Meter;
 
 const AUTHORIZATION: &str = "Basic bG9nczpzZWNyZXQ=";
@@ -20,7 +25,7 @@ const AUTHORIZATION: &str = "Basic bG9nczpzZWNyZXQ=";
 #[test]
 fn the_log_collector() {
     let store = LogStore::start();
-    let mut stack = Stack::new("drydock-logging");
+    let mut stack = Stack::new("logging");
     fs::write(stack.secrets().join("log_store_authorization"), format!("{AUTHORIZATION}\n")).unwrap();
     stack.project.set("COMPOSE_PROFILES", "observability");
     stack.project.set("LOG_STORE_URL", &store.url());
@@ -45,6 +50,86 @@ fn the_log_collector() {
     writes_to_its_own_output_without_a_store(&mut stack);
     stack.project.remove();
     assert_eq!(stack.project.remains(), "");
+}
+
+/// Lines that have arrived, by the service of the stack that wrote them.
+type Lines = BTreeMap<String, Vec<Value>>;
+
+/// An HTTP server that keeps the lines that are posted to it, and is down when told to be.
+#[derive(Clone)]
+struct LogStore {
+    address: SocketAddr,
+    /// What it answers; 0: it hangs up.
+    status: Arc<AtomicU16>,
+    received: Arc<Mutex<Lines>>,
+    head: Arc<Mutex<String>>,
+}
+
+impl LogStore {
+    /// On the engine's own bridge, which containers of all networks reach.
+    fn start() -> Self {
+        let gateway = "{{(index .IPAM.Config 0).Gateway}}";
+        let gateway = docker(&["network", "inspect", "bridge", "--format", gateway]);
+        let listener = TcpListener::bind((gateway.trim(), 0)).unwrap();
+        let address = listener.local_addr().unwrap();
+        let status = Arc::new(200.into());
+        let store = Self { address, status, received: Arc::default(), head: Arc::default() };
+        let server = store.clone();
+        // Ends with the tests.
+        thread::spawn(move || {
+            for stream in listener.incoming() {
+                let server = server.clone();
+                thread::spawn(move || server.serve(&stream.unwrap()));
+            }
+        });
+        store
+    }
+
+    fn url(&self) -> String {
+        format!("http://{}/insert", self.address)
+    }
+
+    fn answer(&self, status: u16) {
+        self.status.store(status, Ordering::SeqCst);
+    }
+
+    fn received(&self) -> MutexGuard<'_, Lines> {
+        self.received.lock().unwrap()
+    }
+
+    /// Lines of a service of the stack.
+    fn lines(&self, service: &str) -> Vec<Value> {
+        self.received().get(service).cloned().unwrap_or_default()
+    }
+
+    /// The head of the last request that it answered with 200.
+    fn head(&self) -> String {
+        self.head.lock().unwrap().clone()
+    }
+
+    /// Answers the requests of one connection until it ends.
+    fn serve(&self, stream: &TcpStream) -> Option<()> {
+        let mut reader = BufReader::new(stream);
+        loop {
+            let (head, body) = read_request(&mut reader)?;
+            let status = self.status.load(Ordering::SeqCst);
+            if status == 0 {
+                return None;
+            }
+            if status == 200 {
+                let mut received = self.received();
+                for line in String::from_utf8(body).unwrap().lines() {
+                    let line: Value = serde_json::from_str(line).expect(line);
+                    let service = line["compose_service"].as_str().unwrap().to_owned();
+                    received.entry(service).or_default().push(line);
+                }
+                *self.head.lock().unwrap() = head;
+            }
+            let answer = format!("HTTP/1.1 {status} Answer\r\nContent-Length: 0\r\n\r\n");
+            let mut writer = stream;
+            writer.write_all(answer.as_bytes()).ok()?;
+        }
+    }
 }
 
 fn collector(stack: &Stack) -> String {
@@ -102,7 +187,7 @@ fn request(stack: &Stack, name: &str, count: usize) {
     let mut client = stack.client();
     for number in 0..count {
         let id = format!("{name}-{number}");
-        assert_eq!(client.request("GET", "/v1/links", &[("x-request-id", &id)], "").status, 200);
+        assert_eq!(client.request("GET", "/v1/notes", &[("x-request-id", &id)], "").status, 200);
     }
 }
 

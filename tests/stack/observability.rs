@@ -1,5 +1,6 @@
 //! Prometheus in the production stack: what it finds, what its rules make of it, and that no panel of the dashboards is
-//! empty. Grafana is not started: what the compose file says of it is looked at.
+//! empty. Grafana is not started: what the compose file says of it is looked at. And one request, found again wherever
+//! it was: nginx's log, the service's log, its spans, and PostgreSQL's log.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -11,14 +12,21 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::docker::{inspect, probe, root, run};
+use crate::docker::{docker, inspect, probe, root, run};
 use crate::production::assert_hardened;
 use crate::stack::Stack;
+use crate::support::collector::{Collector, hex, text};
 use crate::support::eventually;
 use crate::support::http::Client;
 use crate::support::load::stop_after;
 
 const LIMIT: Duration = Duration::from_secs(90);
+const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
+const PARENT: &str = "00f067aa0ba902b7";
+const REQUEST: &str = "from-the-caller";
+/// Holds the row for longer than log_min_duration_statement (1 s), and for less than lock_timeout (2 s).
+const HOLD: &str =
+    "begin; select from notes where text = 'followed' for update; select pg_sleep(1.7); commit";
 
 /// The API of the stack's Prometheus, which has no published port.
 pub struct Prometheus {
@@ -85,7 +93,7 @@ fn queries(dashboard: &str) -> Vec<(String, String)> {
 
 #[test]
 fn the_dashboards_and_rules_on_the_production_stack() {
-    let stack = Stack::new("drydock-observability");
+    let stack = Stack::new("observability");
     let start = Instant::now();
     let prometheus = Prometheus::start(&stack, &["blue", "green"]);
     println!("up and healthy after {:.1?}", start.elapsed());
@@ -115,21 +123,19 @@ fn ask_for_everything(stack: &Stack, stop: &AtomicBool) {
         // Until an answer is missing.
         let _ = (|| {
             let mut client = Client::try_connect(stack.address)?;
-            let slug = format!("slug{made}");
-            let body = json!({"url": "https://example.com/", "slug": slug}).to_string();
             let json = ("content-type", "application/json");
-            client.try_request("POST", "/v1/links", &[json], &body)?;
-            client.try_request("POST", "/v1/links", &[json], &body)?;
+            let body = json!({"text": format!("note {made}")}).to_string();
+            let note = client.try_request("POST", "/v1/notes", &[json], &body)?;
+            client.try_request("POST", "/v1/notes", &[json], "{}")?;
+            // nginx's own errors are none.
+            let note: Value = serde_json::from_str(&note.body).ok()?;
+            let path = format!("/v1/notes/{}", note["id"]);
             for _ in 0..5 {
-                client.try_request("GET", &format!("/r/{slug}"), &[], "")?;
+                client.try_request("GET", &path, &[], "")?;
             }
-            let path = format!("/v1/links/{slug}");
-            let link = client.try_request("GET", &path, &[], "")?;
-            let matching = ("if-match", link.header("etag").unwrap_or("\"\""));
-            let change = json!({"url": "https://example.org/"}).to_string();
-            client.try_request("PATCH", &path, &[json, matching], &change)?;
             client.try_request("DELETE", &path, &[], "")?;
-            client.try_request("GET", "/v1/links", &[], "")?;
+            client.try_request("DELETE", &path, &[], "")?;
+            client.try_request("GET", "/v1/notes", &[], "")?;
             client.try_request("GET", "/nothing", &[], "")?;
             client.try_request("GET", "/health/ready", &[], "")
         })();
@@ -142,8 +148,7 @@ fn ask_for_everything(stack: &Stack, stop: &AtomicBool) {
 fn finds_every_replica(prometheus: &Prometheus) {
     let start = Instant::now();
     eventually(LIMIT, "two replicas of each colour", || {
-        let up =
-            |color: &str| prometheus.query(&format!("up{{job=\"app\", color=\"{color}\"}} == 1")).len();
+        let up = |color: &str| prometheus.query(&format!("up{{job=\"app\", color=\"{color}\"}} == 1")).len();
         (up("blue") == 2 && up("green") == 2).then_some(())
     });
     println!("-- finds every replica: {:.1?}", start.elapsed());
@@ -154,7 +159,7 @@ fn loses_its_dependencies(stack: &Stack) {
     for service in ["redis", "postgres"] {
         stack.project.compose(&["stop", "--timeout", "5", service]);
         let code = if service == "redis" { 200 } else { 503 };
-        let answers = || Some(Client::try_connect(stack.address)?.get("/v1/links").status);
+        let answers = || Some(Client::try_connect(stack.address)?.get("/v1/notes").status);
         eventually(LIMIT, service, || (answers() == Some(code)).then_some(()));
         stack.project.compose(&["up", "--detach", "--wait", "--no-deps", service]);
     }
@@ -208,13 +213,13 @@ fn fills_every_panel(prometheus: &Prometheus) {
 
 /// A client that reads none of its answers holds a drain up until its deadline.
 fn tells_what_was_cut_off(stack: &Stack, prometheus: &Prometheus) {
-    let body = json!({"url": format!("https://example.com/{}", "x".repeat(1900))});
+    let body = json!({"text": "x".repeat(1900)});
     for _ in 0..100 {
-        assert_eq!(stack.client().send("POST", "/v1/links", &[], &body).status, 201);
+        assert_eq!(stack.client().send("POST", "/v1/notes", &[], &body).status, 201);
     }
     let mut client = Client::connect(address(stack, &stack.project.containers("green")[0]));
     // 20 MB, more than the kernel keeps for it.
-    client.write(&b"GET /v1/links?limit=100 HTTP/1.1\r\nhost: a\r\n\r\n".repeat(100)).unwrap();
+    client.write(&b"GET /v1/notes?limit=100 HTTP/1.1\r\nhost: a\r\n\r\n".repeat(100)).unwrap();
     stack.project.compose(&["--profile", "green", "stop", "green"]);
     let start = Instant::now();
     let alert = "ALERTS{alertname=\"WorkCutOff\", alertstate=\"firing\", color=\"green\"}";
@@ -267,4 +272,70 @@ fn grafana_is_hardened(stack: &Stack) {
         grafana["environment"].as_object().unwrap().keys().all(|name| name != "GF_SECURITY_ADMIN_PASSWORD")
     );
     assert_eq!(grafana["secrets"][0]["source"], "grafana_password");
+}
+
+#[test]
+fn a_request_is_followed_from_the_edge_to_the_statement() {
+    let mut stack = Stack::new("followed");
+    let collector = Collector::start();
+    // The address of this machine in a network of the service, which exists from here on.
+    stack.project.compose(&["create", "--quiet-pull", "postgres"]);
+    let network = inspect("network", &stack.project.network("back"));
+    let gateway = network["IPAM"]["Config"][0]["Gateway"].as_str().unwrap();
+    stack.project.set("OTLP_ENDPOINT", &format!("http://{gateway}:{}", collector.address.port()));
+    stack.start();
+    let mut client = stack.client();
+    let note = client.send("POST", "/v1/notes", &[], &json!({"text": "followed"})).json();
+
+    let postgres = stack.project.containers("postgres").remove(0);
+    let psql = |sql: &str| {
+        let mut command = Command::new("docker");
+        let superuser = ["psql", "--username=postgres", "--dbname=app", "--tuples-only", "--command"];
+        command.args(["exec", &postgres]).args(superuser).arg(sql);
+        command
+    };
+    let answer = thread::scope(|scope| {
+        scope.spawn(|| run(&mut psql(HOLD)));
+        eventually(Duration::from_secs(10), "the lock", || {
+            let held = "select 'held' from pg_stat_activity where wait_event = 'PgSleep'";
+            run(&mut psql(held)).contains("held").then_some(())
+        });
+        let traceparent = format!("00-{TRACE}-{PARENT}-01");
+        let headers = [("x-request-id", REQUEST), ("traceparent", &*traceparent)];
+        client.request("DELETE", &format!("/v1/notes/{}", note["id"]), &headers, "")
+    });
+
+    assert_eq!((answer.status, answer.header("x-request-id")), (204, Some(REQUEST)));
+    let spans = collector.trace(TRACE, 4);
+    let request = spans.iter().find(|span| hex(&span.parent_span_id) == PARENT).unwrap();
+    let span_id = hex(&request.span_id);
+    assert_eq!(text(&request.attributes, "request_id").as_deref(), Some(REQUEST));
+    assert!(
+        spans.iter().any(|span| text(&span.attributes, "db.system.name").as_deref() == Some("postgresql"))
+    );
+    let ours = format!("00-{TRACE}-{span_id}-01");
+    assert_eq!(answer.header("traceparent"), Some(&*ours));
+
+    let find = |service: &str| -> Value {
+        eventually(Duration::from_secs(5), service, || {
+            stack.project.log(service).into_iter().find(|line| line["request_id"] == REQUEST)
+        })
+    };
+    let (edge, inner) = (find("nginx"), find("blue"));
+    assert_eq!((&edge["traceparent"], &edge["status"]), (&json!(ours), &json!(204)), "{edge}");
+    assert_eq!((&inner["trace_id"], &inner["span_id"]), (&json!(TRACE), &json!(span_id)), "{inner}");
+    let statement = eventually(Duration::from_secs(5), "the statement in the log", || {
+        // The server's log is on standard error, which is not what `docker` returns.
+        let log = Command::new("docker").args(["logs", &postgres]).output().unwrap();
+        let log = String::from_utf8_lossy(&log.stderr).into_owned();
+        let is_ours =
+            |line: &&str| [TRACE, "duration: ", "delete from notes"].iter().all(|part| line.contains(part));
+        log.lines().find(is_ours).map(ToOwned::to_owned)
+    });
+    println!("{statement}");
+
+    // What does not look like an id is replaced, and the caller is told.
+    let answer = client.request("GET", "/v1/notes", &[("x-request-id", "a b\"c")], "");
+    assert_eq!(answer.header("x-request-id").unwrap().len(), 32);
+    assert_eq!(docker(&["inspect", "--format", "{{.RestartCount}}", &stack.app()]).trim(), "0");
 }

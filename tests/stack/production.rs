@@ -15,10 +15,12 @@ use crate::support::{eventually, free_port};
 
 /// What the service may use, in bytes.
 const MEMORY: u64 = 128 << 20;
+/// The first that is written.
+const NOTE: &str = "/v1/notes/1";
 
 #[test]
 fn the_production_stack() {
-    let stack = Stack::new("drydock-prod");
+    let stack = Stack::new("production");
     let start = Instant::now();
     stack.start();
     println!("up and healthy after {:.1?}", start.elapsed());
@@ -50,20 +52,19 @@ fn the_production_stack() {
 
 fn serves_through_its_front_door(stack: &Stack) {
     let mut client = stack.client();
-    let body = json!({"url": "https://example.com/", "slug": "load"});
-    assert_eq!(client.send("POST", "/v1/links", &[], &body).status, 201);
-    assert_eq!(client.send("POST", "/v1/links", &[], &body).status, 409);
+    let answer = client.send("POST", "/v1/notes", &[], &json!({"text": "first"}));
+    assert_eq!((answer.status, answer.json()), (201, json!({"id": 1, "text": "first"})));
+    assert_eq!(client.send("POST", "/v1/notes", &[], &json!({"text": ""})).status, 422);
     for _ in 0..2 {
-        let answer = client.get("/r/load");
-        assert_eq!((answer.status, answer.header("location")), (307, Some("https://example.com/")));
+        assert_eq!(client.get(NOTE).json(), answer.json());
     }
-    assert_eq!(client.get("/v1/links").json()["items"].as_array().unwrap().len(), 1);
+    assert_eq!(client.get("/v1/notes").json()["items"].as_array().unwrap().len(), 1);
     let answer = client.get("/nothing");
     assert_eq!((answer.status, answer.header("content-type")), (404, Some("application/problem+json")));
     // The body limit of nginx is that of the service, which answers in its own words below it.
     let body = |bytes: usize| {
         let headers = [("content-type", "application/json")];
-        stack.client().request("POST", "/v1/links", &headers, &" ".repeat(bytes)).status
+        stack.client().request("POST", "/v1/notes", &headers, &" ".repeat(bytes)).status
     };
     assert_eq!((body(1 << 20), body((1 << 20) + 1)), (400, 413));
 }
@@ -307,11 +308,11 @@ fn notices_replicas(stack: &Stack) {
     docker(&["start", &replica]);
     let healthy = await_health(&replica, "healthy", Duration::from_secs(30));
     let start = Instant::now();
-    let count = || docker(&["logs", "--since", "60s", &replica]).matches("/r/{slug}").count();
+    let count = || docker(&["logs", "--since", "60s", &replica]).matches("/v1/notes/{id}").count();
     let before = count();
     let mut client = stack.client();
     let noticed = eventually(Duration::from_secs(15), "a request", || {
-        client.get("/r/load");
+        client.get(NOTE);
         (count() > before).then(|| start.elapsed())
     });
     println!("healthy {healthy:.1?} after its start, a request {noticed:.1?} later");
@@ -324,16 +325,16 @@ fn posts_at_the_edge_of_the_idle_timeouts(stack: &Stack) {
     let post = |number: u64| {
         let pause = Duration::from_millis(if number.is_multiple_of(2) { 14_950 } else { 29_950 } + number);
         let (mut client, mut posts) = (stack.client(), 0);
-        let body = json!({"url": "https://example.com/"});
+        let body = json!({"text": "at the edge"});
         while start.elapsed() + pause < Duration::from_secs(61) {
-            assert_eq!(client.send("POST", "/v1/links", &[], &body).status, 201, "{number}");
+            assert_eq!(client.send("POST", "/v1/notes", &[], &body).status, 201, "{number}");
             let next = Instant::now() + pause;
             while Instant::now() < next {
                 thread::park_timeout(next - Instant::now());
             }
             posts += 1;
         }
-        assert_eq!(client.send("POST", "/v1/links", &[], &body).status, 201, "{number}");
+        assert_eq!(client.send("POST", "/v1/notes", &[], &body).status, 201, "{number}");
         posts
     };
     let posts: u64 = thread::scope(|scope| {
@@ -349,7 +350,7 @@ fn is_unhealthy_without_its_database(stack: &Stack) {
     docker(&["stop", &postgres]);
     let unhealthy = await_health(&app, "unhealthy", Duration::from_secs(60));
     assert_eq!(stack.client().get("/health/live").status, 200);
-    assert_eq!(stack.client().get("/v1/links").status, 503);
+    assert_eq!(stack.client().get("/v1/notes").status, 503);
     docker(&["start", &postgres]);
     let healthy = await_health(&app, "healthy", Duration::from_secs(60));
     println!("unhealthy {unhealthy:.1?} after the database stopped, healthy {healthy:.1?} after it started");
@@ -399,10 +400,10 @@ fn survives_an_attack(stack: &Stack) {
     // And through the front door, as if nothing had been, once it has worked off what the attack left.
     let start = Instant::now();
     eventually(Duration::from_secs(60), "a quick answer", || {
-        let (asked, body) = (Instant::now(), json!({"url": "https://example.com/"}).to_string());
+        let (asked, body) = (Instant::now(), json!({"text": "after"}).to_string());
         let mut client = Client::try_connect(stack.address)?;
         let answer =
-            client.try_request("POST", "/v1/links", &[("content-type", "application/json")], &body)?;
+            client.try_request("POST", "/v1/notes", &[("content-type", "application/json")], &body)?;
         (answer.status == 201 && asked.elapsed() < Duration::from_millis(200)).then_some(())
     });
     println!("{:.1?} after the attack a POST is answered within 0.2 s", start.elapsed());
@@ -442,8 +443,8 @@ fn speaks_tls_and_http2(stack: &Stack) {
         "--write-out",
         "%{http_version} %{http_code} %header{strict-transport-security}",
     ]);
-    let answer = run(curl.arg(format!("https://localhost:{port}/r/load")));
-    assert!(answer.starts_with("2 307 max-age="), "{answer}");
+    let answer = run(curl.arg(format!("https://localhost:{port}{NOTE}")));
+    assert!(answer.starts_with("2 200 max-age="), "{answer}");
     let plain = stack.client().get("/r/load");
     assert_eq!(plain.status, 308);
     assert!(plain.header("location").unwrap().starts_with("https://"));

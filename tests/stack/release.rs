@@ -3,12 +3,14 @@
 use std::io::{BufRead, BufReader, Lines};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, ChildStderr, Command, Output, Stdio};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::docker::{Checkout, IMAGE, build_image, docker, image, run, variant};
 use crate::stack::Stack;
 use crate::support::eventually;
 use crate::support::http::Client;
+use crate::support::load::Load;
 use crate::support::meter::{Findings, Meter};
 
 /// Requests a second.
@@ -17,26 +19,33 @@ const RATE: u32 = 200;
 /// The next release, with a schema of its own, and one for each way in which a release can be bad.
 fn build_releases() {
     image();
-    let build = |tag: &str, edit: fn(&Checkout)| {
-        let checkout = Checkout::new();
-        edit(&checkout);
-        build_image(&checkout, tag, &[]);
-    };
     build("next", |checkout| {
-        let migration = checkout.path().join("migrations/20991231000000_add_note.sql");
-        std::fs::write(migration, "alter table links add column note text;\n").unwrap();
+        let migration = checkout.path().join("migrations/29991231000000_add_author.sql");
+        std::fs::write(migration, "alter table notes add column author text;\n").unwrap();
     });
     // Ready, without one of its routes.
     build("lying", |checkout| {
-        checkout.edit("src/links/mod.rs", r#".route("/v1/links", "#, r#".route("/v2/links", "#);
+        checkout.edit("src/notes.rs", r#".route("/v1/notes", "#, r#".route("/v2/notes", "#);
     });
-    // Fails real requests, but none that deploy/checks has.
-    build("late", |checkout| {
-        let found = "let target = target.ok_or(Error::NotFound)?;";
-        checkout.edit("src/links/handlers.rs", found, &format!(r#"{found} assert_eq!(target, "");"#));
-    });
+    build_late();
     variant("unready", "ENV APP__REDIS__PORT=1 APP__HEALTH__REDIS=required");
     variant("refusing", "ENV APP__NONSENSE=1");
+}
+
+/// Fails real requests, but none that deploy/checks has.
+pub fn build_late() {
+    build("late", |checkout| {
+        let found = "note.map(axum::Json).ok_or(Error::NotFound)";
+        let panics =
+            r#"let note = note.ok_or(Error::NotFound)?; assert_eq!(note.text, ""); Ok(axum::Json(note))"#;
+        checkout.edit("src/notes.rs", found, panics);
+    });
+}
+
+fn build(tag: &str, edit: fn(&Checkout)) {
+    let checkout = Checkout::with_notes();
+    edit(&checkout);
+    build_image(&checkout, tag, &[]);
 }
 
 fn release(stack: &Stack, arguments: &[&str]) -> Command {
@@ -136,7 +145,7 @@ fn under_load(stack: &Stack, what: &str, work: impl FnOnce(&Meter)) -> Findings 
 #[test]
 fn releases() {
     build_releases();
-    let stack = Stack::new("drydock-release");
+    let stack = Stack::new("release");
     succeeds(&mut release(&stack, &["--rolling", "clean"]));
     assert_eq!(serving(&stack), ["clean", "clean"]);
     fails(&mut release(&stack, &["--rollback"]), "nothing to go back to");
@@ -162,7 +171,7 @@ fn switches(stack: &Stack) {
             assert_eq!(serving(stack), [tag, tag]);
         }
     });
-    let columns = "select count(*) from information_schema.columns where column_name = 'note'";
+    let columns = "select count(*) from information_schema.columns where column_name = 'author'";
     let psql = ["exec", "-T", "postgres", "psql", "-U", "postgres", "-d", "app", "-qtAc", columns];
     assert_eq!(stack.project.compose(&psql).trim(), "1", "the newer schema");
 }
@@ -172,7 +181,7 @@ fn takes_bad_ones_back(stack: &Stack) {
         fails(&mut release(stack, &["refusing"]), "APP__NONSENSE");
         fails(&mut release(stack, &["no-such-tag"]), "no-such-tag");
         fails(&mut release(stack, &["unready"]), "not healthy");
-        fails(&mut release(stack, &["lying"]), "GET /v1/links?limit=1 with 404 instead of 200");
+        fails(&mut release(stack, &["lying"]), "GET /v1/notes?limit=1 with 404 instead of 200");
         assert_eq!(serving(stack), ["clean", "clean"]);
         // There is nothing to go back to: what failed is gone.
         fails(&mut release(stack, &["--rollback"]), "nothing to go back to");
@@ -289,7 +298,7 @@ fn leaves_nginx_to_the_engine(stack: &Stack) {
         (restarted.trim() == "1 true").then_some(())
     });
     eventually(Duration::from_secs(20), "an answer", || {
-        let answer = Client::try_connect(stack.address)?.try_request("GET", "/v1/links", &[], "")?;
+        let answer = Client::try_connect(stack.address)?.try_request("GET", "/v1/notes", &[], "")?;
         (answer.status == 200).then_some(())
     });
     assert_eq!(serving(stack), before);
@@ -302,4 +311,22 @@ fn recreating_loses_requests(stack: &Stack) {
         stack.project.compose(&["up", "--detach", "--wait", "--no-deps", "--force-recreate", service]);
     });
     assert!(findings.losses() > 0);
+}
+
+/// What a release of yours loses: `METER=127.0.0.1:80,/v1/notes,200,60 make meter` while it is made.
+#[test]
+#[ignore = "needs a stack: `make meter`"]
+#[expect(clippy::disallowed_methods, reason = "options of a command")]
+fn meter() {
+    let options = std::env::var("METER").expect("METER=ADDRESS,PATH,PER_SECOND,SECONDS");
+    let options: Vec<_> = options.split(',').collect();
+    let load = Load::get(options[0].parse().unwrap(), options[1]);
+    let time = Duration::from_secs(options[3].parse().unwrap());
+    let report = load.open(options[2].parse().unwrap(), || thread::park_timeout(time));
+    let (requests, good) = (report.0.len(), report.answers().filter(|answer| answer.status < 400).count());
+    let (refused, lost, slowest) = (report.refused(), report.lost(), report.slowest());
+    println!(
+        "{requests} requests: {good} good answers, {refused} refused, {lost} lost, slowest {slowest:.1?}"
+    );
+    assert_eq!(good, requests);
 }

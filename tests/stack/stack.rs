@@ -1,30 +1,36 @@
-//! A production stack of its own: secrets, a free port, and the compose file of the repository.
+//! A production stack of its own: secrets, a free port, and the files of a checkout.
 
 use std::fs;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 use tempfile::TempDir;
 
-use crate::docker::{IMAGE, Project, docker, image, root, run};
+use crate::docker::{Checkout, IMAGE, Project, docker, image, run};
 use crate::support::http::Client;
 use crate::support::{eventually, free_port};
 
 pub struct Stack {
     pub project: Project,
     pub address: SocketAddr,
+    /// Of the checkout.
+    folder: PathBuf,
     secrets: TempDir,
 }
 
 impl Stack {
-    /// Not started yet.
+    /// Of the image that all tests look at. Not started yet.
     pub fn new(name: &str) -> Self {
-        image();
+        Self::of(image(), name)
+    }
+
+    pub fn of(checkout: &Checkout, name: &str) -> Self {
+        let checkout = checkout.path();
         let secrets = TempDir::new().unwrap();
         let folder = secrets.path().to_str().unwrap().to_owned();
-        run(Command::new(root().join("deploy/make-secrets")).env("SECRETS_DIR", &folder));
+        run(Command::new(checkout.join("deploy/make-secrets")).env("SECRETS_DIR", &folder));
         let port = free_port();
         let variables = [
             ("APP_IMAGE", IMAGE.to_owned()),
@@ -33,8 +39,8 @@ impl Stack {
             ("HTTP_PORT", port.to_string()),
             ("SECRETS_DIR", folder),
         ];
-        let project = Project::new(name, &[root().join("docker-compose.prod.yml")], &variables);
-        Self { project, address: ([127, 0, 0, 1], port).into(), secrets }
+        let project = Project::new(name, &[checkout.join("docker-compose.prod.yml")], &variables);
+        Self { project, address: ([127, 0, 0, 1], port).into(), folder: checkout.to_owned(), secrets }
     }
 
     /// Without deploy/release, as compose alone does it.
@@ -54,7 +60,7 @@ impl Stack {
 
     /// A command of deploy/ for this stack.
     pub fn command(&self, name: &str, arguments: &[&str]) -> Command {
-        let mut command = Command::new(root().join("deploy").join(name));
+        let mut command = Command::new(self.folder.join("deploy").join(name));
         command.args(arguments).envs(self.project.environment());
         command
     }

@@ -10,6 +10,8 @@ use crate::docker::{Checkout, docker, run};
 use crate::stack::Stack;
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
+/// The image of the registry, and what it is made from.
+const REGISTRY: &str = "app-test-registry";
 const REGISTRY_BASE: &str = "debian:trixie-slim";
 
 /// A registry on a loopback port, where the engine speaks plain HTTP.
@@ -31,8 +33,8 @@ impl Registry {
         );
         fs::write(folder.path().join("settings.yml"), settings).unwrap();
         fs::write(folder.path().join("Dockerfile"), dockerfile).unwrap();
-        docker(&["build", "--quiet", "--tag", "drydock-test-registry", folder.path().to_str().unwrap()]);
-        let container = docker(&["run", "--detach", "--publish", "127.0.0.1::5000", "drydock-test-registry"]);
+        docker(&["build", "--quiet", "--tag", REGISTRY, folder.path().to_str().unwrap()]);
+        let container = docker(&["run", "--detach", "--publish", "127.0.0.1::5000", REGISTRY]);
         let container = container.trim().to_owned();
         let port = docker(&["port", &container, "5000/tcp"]);
         let address = port.lines().next().unwrap().replace("127.0.0.1", "localhost");
@@ -70,7 +72,7 @@ fn from_the_sources_into_service() {
     git(&["commit", "--quiet", "--message", "Release"]);
     let revision = git(&["rev-parse", "--short=12", "HEAD"]).trim().to_owned();
 
-    let name = format!("drydock-workflow-{}", std::process::id());
+    let name = format!("test-workflow-{}", std::process::id());
     run(&mut image(&checkout, "build", &name));
 
     // A scanner of the test's own: what counts is what it is asked, and that its verdict is kept.
@@ -100,9 +102,9 @@ fn from_the_sources_into_service() {
     {
         docker(&["rmi", &tag]);
     }
-    let stack = Stack::new("drydock-workflow");
+    let stack = Stack::of(&checkout, "workflow");
     run(stack.command("release", &[VERSION]).env("APP_IMAGE", &remote).env("WATCH", "2"));
-    assert_eq!(stack.client().get("/v1/links").status, 200);
+    assert_eq!(stack.client().get("/health/ready").status, 200);
     let status = run(&mut stack.command("release", &["--status"]));
     assert!(status.contains(&format!("{remote}:{VERSION}")), "{status}");
     let label = docker(&["inspect", "--format", "{{json .Config.Labels}}", &stack.app()]);

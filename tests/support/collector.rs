@@ -1,6 +1,6 @@
 //! A collector of spans: takes OTLP by HTTP and keeps what it was sent.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufReader, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -13,6 +13,7 @@ use opentelemetry_proto::tonic::trace::v1::Span;
 use prost::Message;
 
 use super::eventually;
+use super::http::read_request;
 
 /// One request of the exporter.
 struct Batch {
@@ -97,6 +98,7 @@ pub fn text(attributes: &[KeyValue], key: &str) -> Option<String> {
 fn serve(stream: TcpStream, kept: &Mutex<Vec<Batch>>) {
     let mut reader = BufReader::new(stream);
     while let Some((head, body)) = read_request(&mut reader) {
+        let head = head.to_lowercase();
         assert!(head.starts_with("post /v1/traces http/1.1"), "{head}");
         let request = ExportTraceServiceRequest::decode(&body[..]).unwrap();
         for spans in request.resource_spans {
@@ -109,18 +111,4 @@ fn serve(stream: TcpStream, kept: &Mutex<Vec<Batch>>) {
             break;
         }
     }
-}
-
-fn read_request(reader: &mut BufReader<TcpStream>) -> Option<(String, Vec<u8>)> {
-    let mut head = String::new();
-    while !head.ends_with("\r\n\r\n") {
-        if reader.read_line(&mut head).ok()? == 0 {
-            return None;
-        }
-    }
-    let head = head.to_lowercase();
-    let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")).unwrap();
-    let mut body = vec![0; length.parse().unwrap()];
-    reader.read_exact(&mut body).ok()?;
-    Some((head, body))
 }

@@ -1,6 +1,6 @@
 //! An HTTP/1.1 client that sends any bytes and hides nothing.
 
-use std::io::{ErrorKind, Read, Write};
+use std::io::{BufRead, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
@@ -50,6 +50,21 @@ impl Response {
     pub fn json(&self) -> Value {
         serde_json::from_str(&self.body).expect(&self.body)
     }
+}
+
+/// The other side: reads one request, its head as it came and its body; `None` when the connection ends before.
+pub fn read_request(reader: &mut impl BufRead) -> Option<(String, Vec<u8>)> {
+    let (mut head, mut length) = (String::new(), 0);
+    while !head.ends_with("\r\n\r\n") {
+        let start = head.len();
+        reader.read_line(&mut head).ok().filter(|bytes| *bytes > 0)?;
+        if let Some(value) = head[start..].to_ascii_lowercase().strip_prefix("content-length:") {
+            length = value.trim().parse().unwrap();
+        }
+    }
+    let mut body = vec![0; length];
+    reader.read_exact(&mut body).ok()?;
+    Some((head, body))
 }
 
 impl Client {

@@ -1,4 +1,4 @@
-//! The loss meter: clients that make and follow links through a front door at a fixed rate, and know what they are owed.
+//! The loss meter: clients that write and read notes through a front door at a fixed rate, and know what they are owed.
 //!
 //! Of five requests one is a POST. Half of all go over sixteen connections that are kept, in turn; the others have each
 //! a connection of its own. No request is sent twice, so whatever is missing in the end was lost on the way.
@@ -33,21 +33,21 @@ pub struct Findings {
     pub requests: usize,
     /// Requests without an answer, or with another one than the right one: when, what and why.
     pub failed: Vec<String>,
-    /// Links whose making was acknowledged.
-    pub made: Vec<Made>,
+    /// Notes whose writing was acknowledged.
+    pub written: Vec<Written>,
     /// How many of them are not there.
     pub missing: usize,
-    /// Links that are there once more than they were made.
+    /// Notes that are there once more than they were written.
     pub duplicated: usize,
     pub slowest: Duration,
     pub time: Duration,
 }
 
-/// A link, and when the service said that it is made.
+/// A note, and when the service said that it is written.
 #[derive(Clone)]
-pub struct Made {
-    slug: String,
-    pub url: String,
+pub struct Written {
+    id: i64,
+    pub text: String,
     pub acknowledged: Instant,
 }
 
@@ -62,10 +62,10 @@ impl fmt::Display for Findings {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             formatter,
-            "{} requests in {} s, {} links made: {} failed, {} missing, {} duplicated, slowest {} ms",
+            "{} requests in {} s, {} notes written: {} failed, {} missing, {} duplicated, slowest {} ms",
             self.requests,
             self.time.as_secs(),
-            self.made.len(),
+            self.written.len(),
             self.failed.len(),
             self.missing,
             self.duplicated,
@@ -79,7 +79,7 @@ impl fmt::Display for Findings {
 pub struct Meter {
     address: SocketAddr,
     per_second: u32,
-    /// How the URL of each link of this run begins.
+    /// How the text of each note of this run begins.
     run: String,
     answered: Arc<AtomicUsize>,
 }
@@ -89,14 +89,14 @@ pub struct Meter {
 struct Clients {
     answered: Arc<AtomicUsize>,
     idle: RefCell<VecDeque<TcpStream>>,
-    made: RefCell<Vec<Made>>,
+    written: RefCell<Vec<Written>>,
     slowest: Cell<Duration>,
 }
 
 impl Meter {
     pub fn new(address: SocketAddr, per_second: u32) -> Self {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos();
-        let run = format!("https://example.com/{now}/");
+        let run = format!("{now}/");
         Self { address, per_second, run, answered: Arc::default() }
     }
 
@@ -112,7 +112,7 @@ impl Meter {
         eventually(limit, "answers", || (self.answered() >= enough).then_some(()));
     }
 
-    /// Sends requests while `during` runs, whether or not earlier ones are answered, then looks for what was made.
+    /// Sends requests while `during` runs, whether or not earlier ones are answered, then looks for what was written.
     pub fn run<T>(&self, during: impl FnOnce() -> T) -> (T, Findings) {
         let (stop, mut result) = (AtomicBool::new(false), None);
         let mut findings = thread::scope(|scope| {
@@ -120,13 +120,13 @@ impl Meter {
             stop_after(&stop, || result = Some(during()));
             sender.join().unwrap()
         });
-        match self.links() {
-            Err(reason) => findings.failed.push(format!("the list of all links: {reason}")),
+        match self.notes() {
+            Err(reason) => findings.failed.push(format!("the list of all notes: {reason}")),
             Ok(there) => {
                 let is_there =
-                    |link: &Made| there.get(&link.url).is_some_and(|slugs| slugs.contains(&link.slug));
-                findings.missing = findings.made.iter().filter(|link| !is_there(link)).count();
-                findings.duplicated = there.values().map(|slugs| slugs.len() - 1).sum();
+                    |note: &Written| there.get(&note.text).is_some_and(|ids| ids.contains(&note.id));
+                findings.missing = findings.written.iter().filter(|note| !is_there(note)).count();
+                findings.duplicated = there.values().map(|ids| ids.len() - 1).sum();
             }
         }
         (result.unwrap(), findings)
@@ -140,18 +140,18 @@ impl Meter {
         while !stop.load(Ordering::Relaxed) {
             let due = ticks.tick().await;
             let turn = requests.len();
-            let (address, url, clients) = (self.address, format!("{}{turn}", self.run), Rc::clone(&clients));
+            let (address, text, clients) = (self.address, format!("{}{turn}", self.run), Rc::clone(&clients));
             let request = async move {
                 let kept = turn.is_multiple_of(2);
-                let link = if turn.is_multiple_of(5) { None } else { clients.link(turn) };
-                let done = match &link {
-                    None => clients.make(address, kept, url).await,
-                    Some(link) => clients.follow(address, kept, link).await,
+                let note = if turn.is_multiple_of(5) { None } else { clients.note(turn) };
+                let done = match &note {
+                    None => clients.write(address, kept, text).await,
+                    Some(note) => clients.read(address, kept, note).await,
                 };
                 clients.slowest.set(clients.slowest.get().max(due.elapsed()));
                 clients.answered.fetch_add(done.is_ok().into(), Ordering::Relaxed);
                 let at = start.elapsed().as_secs_f64();
-                let what = if link.is_none() { "POST" } else { "GET" };
+                let what = if note.is_none() { "POST" } else { "GET" };
                 let on = if kept { "a kept" } else { "its own" };
                 done.map_err(|reason| format!("{at:.1} s: {what} on {on} connection: {reason}"))
             };
@@ -162,24 +162,24 @@ impl Meter {
             findings.failed.extend(request.await.unwrap().err());
         }
         (findings.time, findings.slowest) = (start.elapsed(), clients.slowest.get());
-        findings.made = clients.made.take();
+        findings.written = clients.written.take();
         findings
     }
 
-    /// The links of this run in the list of all links: the slugs of each URL.
-    pub fn links(&self) -> Result<HashMap<String, Vec<String>>, String> {
-        let first = "/v1/links?limit=100";
+    /// The notes of this run in the list of all notes: the ids of each text.
+    pub fn notes(&self) -> Result<HashMap<String, Vec<i64>>, String> {
+        let first = "/v1/notes?limit=100";
         let mut client = Client::try_connect(self.address).ok_or("no connection")?;
-        let (mut links, mut path) = (HashMap::<_, Vec<_>>::new(), first.to_owned());
+        let (mut notes, mut path) = (HashMap::<_, Vec<_>>::new(), first.to_owned());
         loop {
             let answer = client.try_request("GET", &path, &[], "").ok_or("no answer")?;
             let page: Page = serde_json::from_str(&answer.body).map_err(|_| answer.body)?;
-            for Link { slug, url } in page.items {
-                if url.starts_with(&self.run) {
-                    links.entry(url).or_default().push(slug);
+            for Note { id, text } in page.items {
+                if text.starts_with(&self.run) {
+                    notes.entry(text).or_default().push(id);
                 }
             }
-            let Some(cursor) = page.next_cursor else { return Ok(links) };
+            let Some(cursor) = page.next_cursor else { return Ok(notes) };
             path = format!("{first}&cursor={cursor}");
         }
     }
@@ -187,41 +187,42 @@ impl Meter {
 
 #[derive(Deserialize)]
 struct Page {
-    items: Vec<Link>,
-    next_cursor: Option<String>,
+    items: Vec<Note>,
+    next_cursor: Option<i64>,
 }
 
 #[derive(Deserialize)]
-struct Link {
-    slug: String,
-    url: String,
+struct Note {
+    id: i64,
+    text: String,
 }
 
 impl Clients {
-    /// One of the last links.
-    fn link(&self, turn: usize) -> Option<Made> {
-        self.made.borrow().iter().rev().nth(turn % 50).cloned()
+    /// One of the last notes.
+    fn note(&self, turn: usize) -> Option<Written> {
+        self.written.borrow().iter().rev().nth(turn % 50).cloned()
     }
 
-    async fn make(&self, address: SocketAddr, kept: bool, url: String) -> Result<(), String> {
-        let body = json!({"url": url}).to_string();
+    async fn write(&self, address: SocketAddr, kept: bool, text: String) -> Result<(), String> {
+        let body = json!({"text": text}).to_string();
         let head = format!("content-type: application/json\r\ncontent-length: {}\r\n", body.len());
-        let answer = self.exchange(address, kept, "POST /v1/links", &head, &body).await?;
-        match serde_json::from_str::<Link>(&answer.body) {
-            Ok(link) if answer.status == 201 && link.url == url => {
-                self.made.borrow_mut().push(Made { slug: link.slug, url, acknowledged: Instant::now() });
+        let answer = self.exchange(address, kept, "POST /v1/notes", &head, &body).await?;
+        match serde_json::from_str::<Note>(&answer.body) {
+            Ok(note) if answer.status == 201 && note.text == text => {
+                let acknowledged = Instant::now();
+                self.written.borrow_mut().push(Written { id: note.id, text, acknowledged });
                 Ok(())
             }
             _ => Err(format!("{} {}", answer.status, answer.body)),
         }
     }
 
-    async fn follow(&self, address: SocketAddr, kept: bool, link: &Made) -> Result<(), String> {
-        let answer = self.exchange(address, kept, &format!("GET /r/{}", link.slug), "", "").await?;
-        if answer.status != 307 || answer.header("location") != Some(&link.url) {
-            return Err(format!("{} {:?} {}", answer.status, answer.header("location"), answer.body));
+    async fn read(&self, address: SocketAddr, kept: bool, note: &Written) -> Result<(), String> {
+        let answer = self.exchange(address, kept, &format!("GET /v1/notes/{}", note.id), "", "").await?;
+        match serde_json::from_str::<Note>(&answer.body) {
+            Ok(there) if answer.status == 200 && (there.id, &there.text) == (note.id, &note.text) => Ok(()),
+            _ => Err(format!("{} {}", answer.status, answer.body)),
         }
-        Ok(())
     }
 
     async fn exchange(

@@ -1,6 +1,16 @@
 //! What `deploy/kubernetes` renders to: the restricted profile, what it has to agree on with the rest of the
-//! repository, and the order in which its script does things. No cluster; `scripts/check-kubernetes` runs it, after the
+//! repository, and the order in which its script does things. No cluster; `deploy/kubernetes/check` runs it, after the
 //! schemas.
+#![expect(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
+#![expect(clippy::print_stdout, reason = "tests print what they measured")]
+
+#[path = "../stack/docker.rs"]
+#[expect(dead_code, reason = "some of it needs an engine")]
+mod docker;
+mod restricted;
+#[path = "../support/mod.rs"]
+#[expect(dead_code, reason = "some of it is for the other test binaries")]
+mod support;
 
 use std::env;
 use std::fs;
@@ -18,7 +28,7 @@ use crate::docker::{root, run};
 use crate::restricted::violations;
 
 const OVERLAYS: [&str; 2] = ["staging", "production"];
-const IMAGE: &str = "registry.example:5000/drydock:1.2.3_RC1";
+const IMAGE: &str = "registry.example:5000/app:1.2.3_RC1";
 
 /// The documents of some YAML, by the linters' Python.
 fn parse(yaml: &str) -> Vec<Value> {
@@ -26,7 +36,7 @@ fn parse(yaml: &str) -> Vec<Value> {
     let program = "import sys, json, yaml; json.dump(list(yaml.safe_load_all(sys.stdin)), sys.stdout)";
     let mut python = Command::new(target.join("linters/bin/python3"));
     python.args(["-c", program]).stdin(Stdio::piped()).stdout(Stdio::piped());
-    let mut python = python.spawn().expect("scripts/check-kubernetes installs it");
+    let mut python = python.spawn().expect("deploy/kubernetes/check installs it");
     python.stdin.take().unwrap().write_all(yaml.as_bytes()).unwrap();
     let output = python.wait_with_output().unwrap();
     assert!(output.status.success());
@@ -287,8 +297,7 @@ fn times_keep_their_order() {
         assert!(check * failures < available, "a pod would count as available while its database is away");
         assert!(available < progress);
         let script = fs::read_to_string(root().join("deploy/kubernetes/deploy")).unwrap();
-        let timeout =
-            script.split("! of_namespace rollout status deployment/app --timeout=").nth(1).unwrap();
+        let timeout = script.split("! of_namespace rollout status deployment/app --timeout=").nth(1).unwrap();
         let timeout = humantime::parse_duration(timeout.split(';').next().unwrap()).unwrap();
         assert!(Duration::from_secs(progress) < timeout);
     }
@@ -400,11 +409,12 @@ fn a_deployment_migrates_first_and_goes_back_when_it_fails() {
     let good = [("JOB", "SuccessCriteriaMet Complete"), ("PREVIOUS", "before"), ("ROLLOUT", "0")];
     let (output, log) = deploy(&arguments, &good);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let overlay = fs::read_to_string(root().join("deploy/kubernetes/overlays/staging/kustomization.yaml"));
+    let overlay = overlay.unwrap();
+    let namespace = overlay.lines().find_map(|line| line.strip_prefix("namespace: ")).unwrap();
+    let namespace = format!("--namespace {namespace} ");
     assert_eq!(steps(&log), ["delete job", "component!=app", "get job", "component=app", "rollout status"]);
-    assert!(
-        log.lines().all(|line| !line.contains(" job") || line.contains("--namespace drydock-staging")),
-        "{log}"
-    );
+    assert!(log.lines().all(|line| !line.contains(" job") || line.contains(&namespace)), "{log}");
 
     let (output, log) = deploy(&arguments, &[("JOB", "FailureTarget Failed"), good[1], good[2]]);
     assert_eq!(output.status.code(), Some(1));
@@ -424,18 +434,9 @@ fn a_deployment_migrates_first_and_goes_back_when_it_fails() {
 
 #[test]
 fn an_image_without_a_fixed_version_is_refused() {
-    let long = format!("drydock:{}", "1".repeat(51));
-    let digest = format!("drydock@sha256:{}", "a".repeat(63));
-    for image in [
-        "",
-        "drydock",
-        "drydock:latest",
-        "registry.example:5000/drydock",
-        "drydock:-1",
-        "a\"b:1",
-        &long,
-        &digest,
-    ] {
+    let long = format!("app:{}", "1".repeat(51));
+    let digest = format!("app@sha256:{}", "a".repeat(63));
+    for image in ["", "app", "app:latest", "registry.example:5000/app", "app:-1", "a\"b:1", &long, &digest] {
         let (output, log) = deploy(&["staging", image], &[("JOB", "Complete")]);
         assert_eq!((output.status.code(), log.as_str()), (Some(1), ""), "{image}");
     }

@@ -7,12 +7,39 @@ use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use tempfile::TempDir;
+use tempfile::{NamedTempFile, TempDir};
 
 use crate::docker::{IMAGE, docker, image, root, run};
 use crate::support::http::Client;
 use crate::support::meter::{Findings, Meter};
 use crate::support::{eventually, free_port};
+
+/// What the test's kernel may lack, and what one machine cannot have twice.
+const OVERRIDE: &str = r#"
+services:
+  nginx:
+    # No IPVS: neither virtual addresses nor the routing mesh. A port of the host can be taken once.
+    ports:
+      - { target: 8080, published: "${HTTP_PORT:-80}", protocol: tcp, mode: host }
+    deploy:
+      endpoint_mode: dnsrr
+      placement:
+        constraints: ["node.labels.postgres == true"]
+      update_config: { order: stop-first }
+  redis:
+    deploy:
+      placement:
+        constraints: ["node.labels.postgres == true"]
+
+# No ESP: what is encrypted does not arrive at another node.
+networks:
+  front:
+    driver: overlay
+    internal: true
+  back:
+    driver: overlay
+    internal: true
+"#;
 
 /// The engine as a manager; it leaves when this is dropped.
 pub struct Swarm {
@@ -52,6 +79,7 @@ pub struct Stack {
     pub name: String,
     pub address: SocketAddr,
     secrets: TempDir,
+    overrides: NamedTempFile,
 }
 
 impl Stack {
@@ -59,8 +87,10 @@ impl Stack {
         image();
         let secrets = TempDir::new().unwrap();
         run(Command::new(root().join("deploy/make-secrets")).env("SECRETS_DIR", secrets.path()));
-        let name = format!("drydock-swarm-{}", std::process::id());
-        Self { name, address: ([127, 0, 0, 1], free_port()).into(), secrets }
+        let overrides = NamedTempFile::new().unwrap();
+        fs::write(overrides.path(), OVERRIDE).unwrap();
+        let name = format!("test-swarm-{}", std::process::id());
+        Self { name, address: ([127, 0, 0, 1], free_port()).into(), secrets, overrides }
     }
 
     /// What `deploy/swarm/deploy` did and how long it took.
@@ -69,7 +99,7 @@ impl Stack {
         let output = Command::new(root().join("deploy/swarm/deploy"))
             .arg(argument)
             .env("STACK", &self.name)
-            .env("STACK_OVERRIDE", root().join("tests/stack/swarm-override.yml"))
+            .env("STACK_OVERRIDE", self.overrides.path())
             .env("SECRETS_DIR", self.secrets.path())
             .env("RESOLVE_IMAGE", "never")
             .env("WAIT", "240")
