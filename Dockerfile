@@ -33,7 +33,8 @@ RUN --mount=type=cache,target=/usr/local/cargo/registry,sharing=locked \
     && rm -r src
 
 FROM dependencies AS build
-COPY .sqlx .sqlx
+# With a star: without queries there is none.
+COPY .sqlx* .sqlx/
 COPY migrations migrations
 COPY src src
 ARG REVISION=unknown
@@ -45,7 +46,7 @@ RUN --mount=type=cache,target=/usr/local/cargo/registry,sharing=locked \
 
 FROM toolchain AS test
 COPY Cargo.toml Cargo.lock build.rs ./
-COPY .sqlx .sqlx
+COPY .sqlx* .sqlx/
 COPY migrations migrations
 COPY src src
 RUN --mount=type=cache,target=/usr/local/cargo/registry,sharing=locked \
