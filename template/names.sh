@@ -13,8 +13,13 @@ namespace_of() {
 }
 
 # The sed script that renames package $1 to $2 in a lock file, with the version $3 if there is one: the entry that comes
-# from no registry.
+# from no registry, and where another one needs it.
 in_lock() {
   local version=${3:+"; s/\\nversion = \"[^\"]*\"/\\nversion = \"$3\"/"}
-  printf %s "/^name = \"$1\"\$/ { N; N; /\\nsource = /! { s/^name = \"$1\"/name = \"$2\"/$version; }; }"
+  printf '%s\n' "s/^ \"$1\",\$/ \"$2\",/" "/^name = \"$1\"\$/ { N; N; /\\nsource = /! { s/^name = \"$1\"/name = \"$2\"/$version; }; }"
+}
+
+# The sed script that renames $1 to $2 in the files of compose, which name a project and an image.
+in_compose() {
+  printf '%s\n' "s/^name: $1(-dev|-staging)?\$/name: $2\\1/" "s/\{APP_IMAGE:-$1\}/{APP_IMAGE:-$2}/"
 }

@@ -87,7 +87,7 @@ fn a_line_that_breaks_the_contract_is_noticed() {
     let id = "0af7651916cd43dd8448eb211c80319c";
     let mut line = json!({
         "time": "2026-01-02T03:04:05.678Z", "level": "INFO", "message": "request", "target": "access",
-        "service": "drydock", "version": "0.1.0", "environment": "test", "instance": "local",
+        "service": "app", "version": "0.1.0", "environment": "test", "instance": "local",
         "request_id": "a-1", "trace_id": id, "span_id": &id[..16], "method": "GET", "route": "unmatched",
         "path": "/", "status": 404, "duration_ms": 0.1, "database_ms": 0, "cache_ms": 0, "bytes": 12, "more": true,
     });
