@@ -6,8 +6,8 @@ project_name() {
   sed -n 's/^name = "\(.*\)"/\1/p' Cargo.toml | head -n 1
 }
 
-# A Kubernetes namespace is a DNS label, of at most 63 characters (RFC 1123); the overlay adds its own name.
-namespace_of() {
+# What names of containers and namespaces begin with: a DNS label, of at most 63 characters (RFC 1123), with room for more.
+label_of() {
   local name=${1//_/-}
   echo "${name:0:40}"
 }
@@ -19,7 +19,7 @@ in_lock() {
   printf '%s\n' "s/^ \"$1\",\$/ \"$2\",/" "/^name = \"$1\"\$/ { N; N; /\\nsource = /! { s/^name = \"$1\"/name = \"$2\"/$version; }; }"
 }
 
-# The sed script that renames $1 to $2 in the files of compose, which name a project and an image.
+# The sed script that renames $1 to $2, with the label $3, in the files of compose, which name a project and an image.
 in_compose() {
-  printf '%s\n' "s/^name: $1(-dev|-staging)?\$/name: $2\\1/" "s/\{APP_IMAGE:-$1\}/{APP_IMAGE:-$2}/"
+  printf '%s\n' "s/^name: $(label_of "$1")(-dev|-staging)?\$/name: $3\\1/" "s/\{APP_IMAGE:-$1\}/{APP_IMAGE:-$2}/"
 }
