@@ -53,35 +53,73 @@ fn the_image_has_the_toolchain_of_the_checkout() {
     assert!(tag.starts_with(&format!("{}-", channel.trim_matches('"'))), "{tag} {channel}");
 }
 
-#[test]
-fn images_are_pinned() {
-    let dockerfile = read("Dockerfile");
-    let bases: Vec<_> =
-        dockerfile.lines().filter(|line| line.starts_with("ARG") && line.contains("_IMAGE=")).collect();
-    assert_eq!(bases.len(), 2);
-    assert!(bases.iter().all(|base| base.contains("@sha256:")), "{bases:?}");
-    for line in dockerfile.lines().filter_map(|line| line.strip_prefix("FROM ")) {
-        let stages = ["toolchain", "dependencies", "build"];
-        assert!(line.starts_with("${") || stages.contains(&line.split(' ').next().unwrap()), "{line}");
-    }
-    let count = |paths: &[&str]| {
-        let mut count = 0;
-        for path in paths {
-            for line in read(path).lines() {
-                // Names of ours come from a variable.
-                let image = line.trim().strip_prefix("image: ").filter(|image| !image.starts_with('$'));
-                let Some(image) = image else { continue };
-                let version = image.split_once(':').map(|(_, tag)| tag.split('-').next().unwrap());
-                assert!(version.is_some_and(|version| version.contains('.')), "{path}: {image}");
-                count += 1;
+/// Every Dockerfile and YAML file of the root and of `deploy/`, by its path from the root.
+fn deployed_files() -> Vec<String> {
+    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    let mut folders = vec![root.clone(), root.join("deploy")];
+    let mut files = Vec::new();
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).unwrap() {
+            let path = entry.unwrap().path();
+            let name = path.file_name().unwrap().to_str().unwrap();
+            if path.is_dir() && folder != root {
+                folders.push(path);
+            } else if name == "Dockerfile" || name.ends_with(".yml") || name.ends_with(".yaml") {
+                files.push(path.strip_prefix(&root).unwrap().to_str().unwrap().to_owned());
             }
         }
-        count
-    };
-    assert_eq!(count(&COMPOSE), 7);
-    if is_kept("deploy/swarm") {
-        assert_eq!(count(&["deploy/swarm/stack.yml", "deploy/swarm/migrate.yml"]), 3);
     }
+    files
+}
+
+/// The images that a file names, but for its own stages and for the service, whose name is given to it.
+fn images(path: &str) -> Vec<String> {
+    let text = read(path);
+    let stages: Vec<_> =
+        text.lines().filter_map(|line| line.split_once(" AS ")).map(|(_, name)| name).collect();
+    let named = |line: &str| {
+        let base = line.strip_prefix("ARG ").and_then(|argument| argument.split_once("_IMAGE="));
+        let image = line.strip_prefix("FROM ").or_else(|| line.trim_start().strip_prefix("image: "));
+        let image = image.or(base.map(|(_, image)| image))?.split_whitespace().next()?;
+        let is_ours = image.starts_with('$') || image.starts_with("app:") || stages.contains(&image);
+        (!is_ours).then(|| image.to_owned())
+    };
+    text.lines().filter_map(named).collect()
+}
+
+#[test]
+fn images_are_pinned_the_same_everywhere() {
+    let is_exact = |tag: &str| {
+        let is_date = |part: &str| part.len() == 8 && part.bytes().all(|byte| byte.is_ascii_digit());
+        tag.split('-').any(|part| part.contains('.') || is_date(part))
+    };
+    let mut pins = BTreeMap::new();
+    for path in deployed_files() {
+        for image in images(&path) {
+            let (tagged, digest) = image.split_once("@sha256:").unwrap_or((&image, ""));
+            assert!(
+                digest.len() == 64 && digest.bytes().all(|byte| byte.is_ascii_hexdigit()),
+                "{path}: {image}"
+            );
+            let (name, tag) = tagged.rsplit_once(':').unwrap_or((tagged, ""));
+            // Distroless has no tags of versions.
+            assert!(is_exact(tag) || name.starts_with("gcr.io/distroless/"), "{path}: {image}");
+            let pin = pins.entry(name.to_owned()).or_insert_with(|| image.clone());
+            assert_eq!(*pin, image, "{path}");
+        }
+    }
+    let names: Vec<_> = pins.keys().map(String::as_str).collect();
+    let expected = [
+        "debian",
+        "gcr.io/distroless/static-debian13",
+        "grafana/grafana",
+        "nginxinc/nginx-unprivileged",
+        "postgres",
+        "prom/prometheus",
+        "redis",
+        "rust",
+    ];
+    assert_eq!(names, expected);
 }
 
 #[test]

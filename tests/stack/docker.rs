@@ -40,7 +40,26 @@ pub fn inspect(kind: &str, name: &str) -> Value {
     serde_json::from_str::<Value>(&docker(&[kind, "inspect", name])).unwrap()[0].take()
 }
 
-/// A copy of what git knows of this checkout, with secrets planted beside and among the sources.
+pub fn is_stored(image: &str) -> bool {
+    Command::new("docker").args(["image", "inspect", image]).output().unwrap().status.success()
+}
+
+/// What this engine knows an image as that is pinned by tag and digest: by the tag alone where only that is stored, as
+/// where no registry answers. What is not stored at all is pulled by its digest.
+pub fn known(pinned: &str) -> &str {
+    let tag = pinned.split('@').next().unwrap();
+    if !is_stored(pinned) && is_stored(tag) { tag } else { pinned }
+}
+
+/// A compose file that names each image as this engine knows it.
+fn with_known_images(file: &str) -> String {
+    let images = file.lines().filter_map(|line| line.trim_start().strip_prefix("image: "));
+    let pinned = images.filter(|image| image.contains('@'));
+    pinned.fold(file.to_owned(), |text, image| text.replace(image, known(image)))
+}
+
+/// A copy of what git knows of this checkout, with secrets planted beside and among the sources. It runs on an engine that
+/// has the images by their tags alone.
 pub struct Checkout(TempDir);
 
 impl Checkout {
@@ -50,7 +69,11 @@ impl Checkout {
         for name in String::from_utf8(list.stdout).unwrap().split_terminator('\0') {
             let to = copy.path().join(name);
             fs::create_dir_all(to.parent().unwrap()).unwrap();
-            fs::copy(root().join(name), to).unwrap();
+            fs::copy(root().join(name), &to).unwrap();
+            if name.ends_with(".yml") {
+                let text = fs::read_to_string(&to).unwrap();
+                fs::write(to, with_known_images(&text)).unwrap();
+            }
         }
         for name in [".env", "src/.env", "migrations/server.key", "src/keys/server.pem", "secrets/password"] {
             fs::create_dir_all(copy.path().join(name).parent().unwrap()).unwrap();

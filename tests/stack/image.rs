@@ -8,7 +8,9 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::docker::{CANARY, Checkout, IMAGE, REVISION, build_image, docker, image, inspect, run};
+use crate::docker::{
+    CANARY, Checkout, IMAGE, REVISION, build_image, docker, image, inspect, is_stored, known, root, run,
+};
 
 /// A published figure of a Go service on distroless static is 12 MB.
 const MAX_BYTES: u64 = 10_000_000;
@@ -72,12 +74,10 @@ fn it_says_what_it_is_and_how_to_run_it() {
 
 #[test]
 fn it_holds_the_binary_and_the_base_and_no_tool() {
-    let base = fs::read_to_string(crate::docker::root().join("Dockerfile")).unwrap();
-    let base = base.lines().find_map(|line| line.strip_prefix("ARG RUNTIME_IMAGE=")).unwrap();
-    let tag = base.split('@').next().unwrap();
-    let stored = Command::new("docker").args(["image", "inspect", tag]).output().unwrap().status.success();
-    let base = if stored { tag } else { base };
-    if !stored {
+    let dockerfile = fs::read_to_string(root().join("Dockerfile")).unwrap();
+    let base = dockerfile.lines().find_map(|line| line.strip_prefix("ARG RUNTIME_IMAGE=")).unwrap();
+    let base = known(base);
+    if !is_stored(base) {
         // A build leaves its bases in a cache of its own.
         docker(&["pull", "--quiet", base]);
     }

@@ -6,13 +6,12 @@ use std::process::Command;
 
 use tempfile::TempDir;
 
-use crate::docker::{Checkout, docker, run};
+use crate::docker::{Checkout, docker, root, run};
 use crate::stack::Stack;
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
-/// The image of the registry, and what it is made from.
+/// The image of the registry.
 const REGISTRY: &str = "app-test-registry";
-const REGISTRY_BASE: &str = "debian:trixie-slim";
 
 /// A registry on a loopback port, where the engine speaks plain HTTP.
 struct Registry {
@@ -25,8 +24,11 @@ impl Registry {
         let folder = TempDir::new().unwrap();
         let settings =
             "version: 0.1\nstorage:\n  filesystem:\n    rootdirectory: /registry\nhttp:\n  addr: :5000\n";
+        // On the base that the stack's own image is built on.
+        let logging = fs::read_to_string(root().join("deploy/logging/Dockerfile")).unwrap();
+        let base = logging.lines().find(|line| line.starts_with("FROM ")).unwrap();
         let dockerfile = format!(
-            "FROM {REGISTRY_BASE}\n\
+            "{base}\n\
              RUN apt-get update && apt-get install --yes --no-install-recommends docker-registry\n\
              COPY settings.yml /\n\
              CMD [\"docker-registry\", \"serve\", \"/settings.yml\"]\n"

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use tempfile::{NamedTempFile, TempDir};
 
-use crate::docker::{IMAGE, docker, image, root, run};
+use crate::docker::{Checkout, IMAGE, docker, image, run};
 use crate::support::http::Client;
 use crate::support::meter::{Findings, Meter};
 use crate::support::{eventually, free_port};
@@ -78,25 +78,26 @@ impl Drop for Swarm {
 pub struct Stack {
     pub name: String,
     pub address: SocketAddr,
+    checkout: &'static Checkout,
     secrets: TempDir,
     overrides: NamedTempFile,
 }
 
 impl Stack {
     pub fn new() -> Self {
-        image();
+        let checkout = image();
         let secrets = TempDir::new().unwrap();
-        run(Command::new(root().join("deploy/make-secrets")).env("SECRETS_DIR", secrets.path()));
+        run(Command::new(checkout.path().join("deploy/make-secrets")).env("SECRETS_DIR", secrets.path()));
         let overrides = NamedTempFile::new().unwrap();
         fs::write(overrides.path(), OVERRIDE).unwrap();
         let name = format!("test-swarm-{}", std::process::id());
-        Self { name, address: ([127, 0, 0, 1], free_port()).into(), secrets, overrides }
+        Self { name, address: ([127, 0, 0, 1], free_port()).into(), checkout, secrets, overrides }
     }
 
     /// What `deploy/swarm/deploy` did and how long it took.
     pub fn deploy(&self, argument: &str) -> (Output, Duration) {
         let start = Instant::now();
-        let output = Command::new(root().join("deploy/swarm/deploy"))
+        let output = Command::new(self.checkout.path().join("deploy/swarm/deploy"))
             .arg(argument)
             .env("STACK", &self.name)
             .env("STACK_OVERRIDE", self.overrides.path())
