@@ -89,6 +89,15 @@ stop_private_servers() {
   { cat <&5; cat <&6; } >/dev/null 2>&1 || :
 }
 
+# Copies what git knows of this checkout, and what it would add, into the folder $1. The files are as old as the copy: cargo
+# takes none of them for what it has built from an earlier one.
+copy_checkout() {
+  mkdir -p "$1"
+  git ls-files --cached --others --exclude-standard -z | while IFS= read -r -d '' file; do
+    if [ -e "$file" ]; then printf '%s\0' "$file"; fi # what is deleted is listed until that is staged
+  done | tar --create --null --files-from=- | tar --extract -m --directory "$1"
+}
+
 # Installs the linters of images and manifests, and prints the folder of their programs.
 install_linters() {
   local folder=${CARGO_TARGET_DIR:-target}/linters
