@@ -1,7 +1,7 @@
 # The commands of daily work. Each is a line or a script that works without make as well.
 
 .DEFAULT_GOAL := help
-.PHONY: backup bench deploy drill faults fmt fuzz guarantees help image meter push remove-example restore rollback run \
+.PHONY: backup bench deploy drill faults fmt fuzz guarantees help image meter policy push remove-example restore rollback run \
   sabotage scan secrets soak sqlx test test-stack update
 
 help: ## List these targets
@@ -12,6 +12,9 @@ run: ## Build and start the service with a private PostgreSQL and Redis
 
 test: ## Run every check of a change; no Docker needed
 	@scripts/test
+
+policy: ## Check dependencies, workflows, images, stacks, scripts, and for secrets
+	@scripts/policy
 
 test-stack: ## Run the tests of the image and the stacks; needs a Docker engine
 	@scripts/test-stack

