@@ -12,7 +12,6 @@ ARG RUNTIME_IMAGE=gcr.io/distroless/static-debian13:nonroot@sha256:1c2c046bc09ed
 
 # checkov:skip=CKV_DOCKER_7:it does not look into the arguments, which have exact tags and digests
 FROM ${RUST_IMAGE} AS toolchain
-WORKDIR /src
 # The image's own toolchain, whatever rust-toolchain.toml says: rustup would download its components.
 # CARGO_INCREMENTAL: the layers are the cache. SQLX_OFFLINE: queries are checked against .sqlx, not a database.
 ENV RUSTUP_TOOLCHAIN=${RUST_VERSION} CARGO_INCREMENTAL=0 SQLX_OFFLINE=true
@@ -25,39 +24,48 @@ RUN --mount=type=cache,target=/usr/local/cargo/registry,sharing=locked \
 # --target, even though it is this machine's own: the flags are then not those of build scripts and macros.
 # Relative relocations in their short form: 0.3 MB less.
 ENV RUSTFLAGS="-C target-feature=+crt-static -C link-arg=-Wl,-z,pack-relative-relocs"
-COPY Cargo.toml Cargo.lock build.rs ./
+# Absolute paths, since WORKDIR depends on SOURCE_DATE_EPOCH, which is the commit's time: each commit would compile every
+# crate again.
+COPY Cargo.toml Cargo.lock build.rs /src/
 # An empty crate stands for ours, so that this layer outlives a change of the sources.
 RUN --mount=type=cache,target=/usr/local/cargo/registry,sharing=locked \
-    mkdir src && touch src/lib.rs && echo 'fn main() {}' > src/main.rs \
-    && cargo auditable build --locked --release --bin app --target "$(rustc --print host-tuple)" \
-    && rm -r src
+    mkdir /src/src && touch /src/src/lib.rs && echo 'fn main() {}' > /src/src/main.rs \
+    && cargo auditable build --manifest-path /src/Cargo.toml --locked --release --bin app \
+        --target "$(rustc --print host-tuple)" \
+    && rm -r /src/src
 
 FROM dependencies AS build
 # With a star: without queries there is none.
-COPY .sqlx* .sqlx/
-COPY migrations migrations
-COPY src src
+COPY .sqlx* /src/.sqlx/
+COPY migrations /src/migrations
+COPY src /src/src
 ARG REVISION=unknown
 # The files of the context may be older than the empty crate: cargo would take that for ours.
+# The binary's own time is a constant, which makes the layer one of its contents alone. With the commit's time it would
+# not be: the cache of COPY goes by contents, and has the layer with the time of whoever came first.
 RUN --mount=type=cache,target=/usr/local/cargo/registry,sharing=locked \
-    touch src/lib.rs src/main.rs \
-    && GIT_REVISION=${REVISION} cargo auditable build --locked --release --bin app --target "$(rustc --print host-tuple)" \
-    && cp "target/$(rustc --print host-tuple)/release/app" /app
+    touch /src/src/lib.rs /src/src/main.rs \
+    && GIT_REVISION=${REVISION} cargo auditable build --manifest-path /src/Cargo.toml --locked --release --bin app \
+        --target "$(rustc --print host-tuple)" \
+    && cp "/src/target/$(rustc --print host-tuple)/release/app" /app \
+    && touch --date=@0 /app
 
 FROM toolchain AS test
-COPY Cargo.toml Cargo.lock build.rs ./
-COPY .sqlx* .sqlx/
-COPY migrations migrations
-COPY src src
+COPY Cargo.toml Cargo.lock build.rs /src/
+COPY .sqlx* /src/.sqlx/
+COPY migrations /src/migrations
+COPY src /src/src
 RUN --mount=type=cache,target=/usr/local/cargo/registry,sharing=locked \
     --mount=type=cache,target=/src/target,sharing=locked \
-    touch build.rs src/lib.rs src/main.rs && cargo test --locked --lib --bins
+    touch /src/build.rs /src/src/lib.rs /src/src/main.rs \
+    && cargo test --manifest-path /src/Cargo.toml --locked --lib --bins
 
 FROM toolchain AS dev
 # entr starts a command again when a file changes. Development only, so the version may be the release's current one:
 # hadolint ignore=DL3008
 RUN apt-get update && apt-get install --yes --no-install-recommends entr && rm -rf /var/lib/apt/lists/*
 # The sources are mounted read-only; what is built goes into a volume.
+WORKDIR /src
 ENV CARGO_TARGET_DIR=/target APP__HTTP__ADDRESS=0.0.0.0
 EXPOSE 8080
 CMD ["scripts/watch"]

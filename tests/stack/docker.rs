@@ -14,6 +14,8 @@ use crate::support::{contract, eventually};
 /// Planted where a careless build would find it.
 pub const CANARY: &str = "canary-5c1b9e0d7f";
 pub const REVISION: &str = "0123456789ab";
+/// When the image's commit was made, in seconds since 1970 and as the engine tells it.
+pub const COMMITTED: (u64, &str) = (1_000_000_000, "2001-09-09T01:46:40Z");
 pub const IMAGE: &str = "app-test";
 /// Looks at other containers from inside.
 const PROBE: &str = "busybox:1.37";
@@ -130,6 +132,7 @@ pub fn build_image(checkout: &Checkout, tag: &str, more: &[&str]) -> Duration {
         concat!("NAME=", env!("CARGO_PKG_NAME")).to_owned(),
         concat!("VERSION=", env!("CARGO_PKG_VERSION")).to_owned(),
         format!("REVISION={REVISION}"),
+        format!("SOURCE_DATE_EPOCH={}", COMMITTED.0),
     ];
     let name = format!("{IMAGE}:{tag}");
     let labels = labels.iter().flat_map(|label| ["--build-arg", label]);

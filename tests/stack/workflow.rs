@@ -6,7 +6,7 @@ use std::process::Command;
 
 use tempfile::TempDir;
 
-use crate::docker::{Checkout, docker, root, run};
+use crate::docker::{Checkout, docker, inspect, root, run};
 use crate::stack::Stack;
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -76,6 +76,9 @@ fn from_the_sources_into_service() {
 
     let name = format!("test-workflow-{}", std::process::id());
     run(&mut image(&checkout, "build", &name));
+    let built = inspect("image", &format!("{name}:{VERSION}"));
+    let committed = &built["Config"]["Labels"]["org.opencontainers.image.created"];
+    assert_eq!(&built["Created"], committed, "the time of the commit");
 
     // A scanner of the test's own: what counts is what it is asked, and that its verdict is kept.
     let scanner = TempDir::new().unwrap();
