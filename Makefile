@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .PHONY: backup bench deploy drill faults fmt fuzz guarantees help image meter policy push remove-example restore rollback run \
-  sabotage scan secrets soak sqlx test test-stack update
+  sabotage sbom scan secrets soak sqlx test test-stack update
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,6 +24,10 @@ image: ## Build the image, labelled with version and revision
 
 scan: ## Look for known vulnerabilities in the image, with trivy or grype
 	@scripts/image scan
+
+sbom: ## List what the source and the image are made of, as SPDX and CycloneDX
+	@scripts/sbom source
+	@scripts/sbom image
 
 push: ## Push the image to REGISTRY, by version and revision
 	@scripts/image push

@@ -216,3 +216,40 @@ fn the_test_stage_fails_with_a_failing_test() {
     let log = String::from_utf8_lossy(&output.stderr);
     assert!(!output.status.success() && log.contains("a_failing_test ... FAILED"), "{log}");
 }
+
+#[test]
+fn the_bills_of_materials_name_each_direct_dependency() {
+    let names = |edges: &str| {
+        let arguments = ["tree", "--locked", "--depth", "1", "--prefix", "none", "--edges", edges];
+        let tree = run(Command::new("cargo").args(arguments).current_dir(root()));
+        // Name and version, after the package itself.
+        let fields = |line: &str| {
+            let (name, version) = line.split_once(" v").unwrap();
+            (name.to_owned(), version.split(' ').next().unwrap().to_owned())
+        };
+        tree.lines().skip(1).map(fields).collect::<Vec<_>>()
+    };
+    let read = |name: String| -> Value {
+        serde_json::from_slice(&fs::read(root().join("target/sbom").join(name)).unwrap()).unwrap()
+    };
+    let image = format!("docker:{}", clean());
+    for (what, arguments, edges) in
+        [("source", vec!["source"], "normal,build,dev"), ("image", vec!["image", &image], "normal")]
+    {
+        let mut script = Command::new(root().join("scripts/sbom"));
+        run(script.args(arguments).env("CARGO_TARGET_DIR", root().join("target")));
+        let (spdx, cyclonedx) = (read(format!("{what}.spdx.json")), read(format!("{what}.cyclonedx.json")));
+        assert_eq!(spdx["spdxVersion"], "SPDX-2.3");
+        assert_eq!(cyclonedx["bomFormat"], "CycloneDX");
+        let wanted = names(edges);
+        assert!(wanted.len() > 20, "{wanted:?}");
+        for (list, version) in [(&spdx["packages"], "versionInfo"), (&cyclonedx["components"], "version")] {
+            let list = list.as_array().unwrap();
+            for (name, wanted) in &wanted {
+                let found = list.iter().any(|item| item["name"] == *name && item[version] == *wanted);
+                assert!(found, "{what}: {name} {wanted}");
+            }
+        }
+        println!("{what}: {} components", cyclonedx["components"].as_array().unwrap().len());
+    }
+}
