@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::process::Command;
 
 use tempfile::TempDir;
@@ -10,8 +11,9 @@ use crate::docker::{Checkout, docker, inspect, root, run};
 use crate::stack::Stack;
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
-/// The image of the registry.
+/// The image of the registry, which has cosign as well: of the same major version as the one in release.yml.
 const REGISTRY: &str = "app-test-registry";
+const REGISTRY_BASE: &str = "debian:forky-slim";
 
 /// A registry on a loopback port, where the engine speaks plain HTTP.
 struct Registry {
@@ -24,12 +26,9 @@ impl Registry {
         let folder = TempDir::new().unwrap();
         let settings =
             "version: 0.1\nstorage:\n  filesystem:\n    rootdirectory: /registry\nhttp:\n  addr: :5000\n";
-        // On the base that the stack's own image is built on.
-        let logging = fs::read_to_string(root().join("deploy/logging/Dockerfile")).unwrap();
-        let base = logging.lines().find(|line| line.starts_with("FROM ")).unwrap();
         let dockerfile = format!(
-            "{base}\n\
-             RUN apt-get update && apt-get install --yes --no-install-recommends docker-registry\n\
+            "FROM {REGISTRY_BASE}\n\
+             RUN apt-get update && apt-get install --yes --no-install-recommends cosign docker-registry\n\
              COPY settings.yml /\n\
              CMD [\"docker-registry\", \"serve\", \"/settings.yml\"]\n"
         );
@@ -50,56 +49,91 @@ impl Drop for Registry {
     }
 }
 
-/// A command of the checkout's own scripts/image, about the image `name`.
-fn image(checkout: &Checkout, command: &str, name: &str) -> Command {
-    let mut script = Command::new(checkout.path().join("scripts/image"));
-    script.arg(command).env("IMAGE", name);
-    script
+/// A program `name` in `folder`, which this PATH has first.
+fn program(folder: &Path, name: &str, script: &str) -> String {
+    let path = folder.join(name);
+    fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    format!("{}:{}", folder.display(), run(Command::new("printenv").arg("PATH")).trim())
+}
+
+/// A checkout that is committed, the image `name` that is made from it, and a registry.
+struct Release {
+    registry: Registry,
+    checkout: Checkout,
+    name: String,
+    revision: String,
+}
+
+impl Release {
+    fn build(name: &str) -> Self {
+        let checkout = Checkout::new();
+        checkout.edit("CHANGELOG.md", "## Unreleased\n", &format!("## {VERSION} - 2001-09-09\n"));
+        let name = format!("test-{name}-{}", std::process::id());
+        let mut release = Self { registry: Registry::start(), checkout, name, revision: String::new() };
+        release.git(&["init", "--quiet"]);
+        release.git(&["add", "--all"]);
+        release.git(&["commit", "--quiet", "--message", "Release"]);
+        release.revision = release.git(&["rev-parse", "--short=12", "HEAD"]).trim().to_owned();
+        run(&mut release.image("build"));
+        release
+    }
+
+    /// At one time, so that each test builds the same commit.
+    fn git(&self, arguments: &[&str]) -> String {
+        run(Command::new("git").current_dir(self.checkout.path()).args(arguments).envs([
+            ("GIT_AUTHOR_NAME", "test"),
+            ("GIT_AUTHOR_EMAIL", "test@localhost"),
+            ("GIT_AUTHOR_DATE", "1000000000 +0000"),
+            ("GIT_COMMITTER_NAME", "test"),
+            ("GIT_COMMITTER_EMAIL", "test@localhost"),
+            ("GIT_COMMITTER_DATE", "1000000000 +0000"),
+        ]))
+    }
+
+    /// A command of the checkout's own scripts/image.
+    fn image(&self, command: &str) -> Command {
+        let mut script = Command::new(self.checkout.path().join("scripts/image"));
+        script.arg(command).env("IMAGE", &self.name);
+        script
+    }
+
+    fn tags(&self, repository: &str) -> String {
+        let url = format!("{}/v2/{repository}/tags/list", self.registry.address);
+        run(Command::new("curl").args(["--silent", &url]))
+    }
+}
+
+#[track_caller]
+fn assert_refused(command: &mut Command, why: &str) {
+    let output = command.output().unwrap();
+    let says = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && says.contains(why), "{command:?}: {says}");
 }
 
 #[test]
 fn from_the_sources_into_service() {
-    let registry = Registry::start();
-    let checkout = Checkout::new();
-    let git = |arguments: &[&str]| {
-        run(Command::new("git").current_dir(checkout.path()).args(arguments).envs([
-            ("GIT_AUTHOR_NAME", "test"),
-            ("GIT_AUTHOR_EMAIL", "test@localhost"),
-            ("GIT_COMMITTER_NAME", "test"),
-            ("GIT_COMMITTER_EMAIL", "test@localhost"),
-        ]))
-    };
-    git(&["init", "--quiet"]);
-    git(&["add", "--all"]);
-    git(&["commit", "--quiet", "--message", "Release"]);
-    let revision = git(&["rev-parse", "--short=12", "HEAD"]).trim().to_owned();
-
-    let name = format!("test-workflow-{}", std::process::id());
-    run(&mut image(&checkout, "build", &name));
+    let release = Release::build("workflow");
+    let Release { registry, checkout, name, revision } = &release;
     let built = inspect("image", &format!("{name}:{VERSION}"));
     let committed = &built["Config"]["Labels"]["org.opencontainers.image.created"];
     assert_eq!(&built["Created"], committed, "the time of the commit");
 
     // A scanner of the test's own: what counts is what it is asked, and that its verdict is kept.
     let scanner = TempDir::new().unwrap();
-    let trivy = scanner.path().join("trivy");
-    fs::write(&trivy, "#!/bin/sh\necho \"$@\"\nexit \"${VERDICT:-0}\"\n").unwrap();
-    fs::set_permissions(&trivy, fs::Permissions::from_mode(0o755)).unwrap();
-    let path = format!("{}:{}", scanner.path().display(), run(Command::new("printenv").arg("PATH")).trim());
-    let mut scan = image(&checkout, "scan", &name);
+    let path = program(scanner.path(), "trivy", "echo \"$@\"\nexit \"${VERDICT:-0}\"");
+    let mut scan = release.image("scan");
     let asked = run(scan.env("PATH", &path));
     assert!(asked.contains("HIGH,CRITICAL") && asked.contains(&format!("{name}:{VERSION}")), "{asked}");
     assert!(!scan.env("VERDICT", "1").status().unwrap().success());
 
-    let mut push = image(&checkout, "push", &name);
+    let mut push = release.image("push");
     run(push.env("REGISTRY", &registry.address));
     let remote = format!("{}/{name}", registry.address);
-    let tags =
-        run(Command::new("curl").args(["--silent", &format!("{}/v2/{name}/tags/list", registry.address)]));
+    let tags = release.tags(name);
     assert!(tags.contains(&format!("\"{VERSION}\"")), "{tags}");
     assert!(tags.contains(&format!("\"{VERSION}-{revision}\"")), "{tags}");
-    let again = push.output().unwrap();
-    assert!(String::from_utf8_lossy(&again.stderr).contains("is there already"), "{again:?}");
+    assert_refused(&mut push, "is there already");
 
     // The machine that deploys has only the registry's.
     for tag in
@@ -107,21 +141,132 @@ fn from_the_sources_into_service() {
     {
         docker(&["rmi", &tag]);
     }
-    let stack = Stack::of(&checkout, "workflow");
+    let stack = Stack::of(checkout, "workflow");
     run(stack.command("release", &[VERSION]).env("APP_IMAGE", &remote).env("WATCH", "2"));
     assert_eq!(stack.client().get("/health/ready").status, 200);
     let status = run(&mut stack.command("release", &["--status"]));
     assert!(status.contains(&format!("{remote}:{VERSION}")), "{status}");
     let label = docker(&["inspect", "--format", "{{json .Config.Labels}}", &stack.app()]);
-    assert!(label.contains(&revision), "{label}");
+    assert!(label.contains(revision.as_str()), "{label}");
     stack.project.remove();
     docker(&["rmi", &format!("{remote}:{VERSION}")]);
     assert_eq!(stack.project.remains(), "");
 
     // What is not committed cannot be pushed.
     fs::write(checkout.path().join("src/added.rs"), "").unwrap();
-    run(image(&checkout, "build", &name).env("TAG", "dirty"));
-    let refused = push.env("TAG", "dirty").output().unwrap();
-    assert!(String::from_utf8_lossy(&refused.stderr).contains("not committed"), "{refused:?}");
+    run(release.image("build").env("TAG", "dirty"));
+    assert_refused(push.env("TAG", "dirty"), "not committed");
     docker(&["rmi", &format!("{name}:dirty")]);
+}
+
+/// What .github/workflows/release.yml does after the build, with a key of the test's own in place of a certificate from
+/// the public authority: real signatures, in a real registry.
+struct Publisher<'a> {
+    release: &'a Release,
+    folder: TempDir,
+    path: String,
+}
+
+impl<'a> Publisher<'a> {
+    fn new(release: &'a Release) -> Self {
+        let folder = TempDir::new().unwrap();
+        let shared = [&std::env::temp_dir(), root()].map(|path| format!("--volume {0}:{0}", path.display()));
+        let cosign = format!(
+            "exec docker run --rm --network host --env COSIGN_PASSWORD= {} --workdir \"${{KEYS:-$PWD}}\" {REGISTRY} cosign \"$@\"",
+            shared.join(" ")
+        );
+        let path = program(folder.path(), "cosign", &cosign);
+        let publisher = Self { release, folder, path };
+        for name in ["ours", "theirs"] {
+            let keys = publisher.folder.path().join(name);
+            fs::create_dir(&keys).unwrap();
+            let mut generate = Command::new(publisher.folder.path().join("cosign"));
+            run(generate.arg("generate-key-pair").env("KEYS", keys));
+        }
+        publisher
+    }
+
+    fn repository(&self) -> String {
+        format!("{}/published", self.release.registry.address)
+    }
+
+    /// scripts/publish, as the job of a workflow.
+    fn step(&self, arguments: &[&str]) -> Command {
+        let mut script = Command::new(self.release.checkout.path().join("scripts/publish"));
+        let workflow = format!("owner/name/.github/workflows/release.yml@refs/tags/v{VERSION}");
+        script.args(arguments).env("PATH", &self.path).env("IMAGE", self.repository()).envs([
+            ("SIGNING_KEY", self.folder.path().join("ours/cosign.key").display().to_string()),
+            ("CARGO_TARGET_DIR", root().join("target").display().to_string()),
+            ("GITHUB_SERVER_URL", "https://github.com".to_owned()),
+            ("GITHUB_REPOSITORY", "owner/name".to_owned()),
+            ("GITHUB_REF", format!("refs/tags/v{VERSION}")),
+            ("GITHUB_WORKFLOW_REF", workflow),
+            ("GITHUB_RUN_ID", "1".to_owned()),
+            ("GITHUB_RUN_ATTEMPT", "1".to_owned()),
+        ]);
+        script
+    }
+
+    fn digest(&self, tag: &str) -> String {
+        let image = format!("{}:{tag}", self.repository());
+        let format = "{{with .Manifest}}{{.Digest}}{{end}}";
+        docker(&["buildx", "imagetools", "inspect", &image, "--format", format]).trim().to_owned()
+    }
+
+    /// Pushes the image, and another with one more label for the other architecture.
+    fn push_platforms(&self) -> [String; 2] {
+        ["amd64", "arm64"].map(|platform| {
+            let dockerfile = format!("FROM {}:{VERSION}\nLABEL platform={platform}\n", self.release.name);
+            let image = format!("{}:{platform}", self.repository());
+            fs::write(self.folder.path().join("Dockerfile"), dockerfile).unwrap();
+            docker(&["build", "--quiet", "--tag", &image, self.folder.path().to_str().unwrap()]);
+            docker(&["push", "--quiet", &image]);
+            docker(&["rmi", &image]);
+            self.digest(platform)
+        })
+    }
+}
+
+#[test]
+fn a_release_is_signed_and_verified_before_it_gets_its_names() {
+    let release = Release::build("publish");
+    let publisher = Publisher::new(&release);
+    let tag = format!("v{VERSION}");
+    release.git(&["tag", &tag]);
+
+    let notes = run(&mut publisher.step(&["check", &tag]));
+    assert!(notes.contains("### Added") && !notes.contains(&format!("## {VERSION}")), "{notes}");
+    assert_refused(&mut publisher.step(&["check", "v99.0.0"]), "is not the version");
+
+    let [amd64, arm64] = publisher.push_platforms();
+    let image = run(&mut publisher.step(&["join", &amd64, &arm64]));
+    let image = image.trim();
+    assert_eq!(image, publisher.digest(&format!("{VERSION}-{}", release.revision)));
+
+    let verify = || publisher.step(&["verify", image]);
+    assert_refused(&mut verify(), "no signatures found");
+    run(&mut publisher.step(&["sign", image]));
+    assert!(run(&mut verify()).contains(&release.revision));
+    let another = publisher.folder.path().join("theirs/cosign.key");
+    assert_refused(verify().env("SIGNING_KEY", another), "accepted signatures do not match");
+
+    // An older line's version, then the newest of all.
+    let names = || {
+        let tags = release.tags("published");
+        ["latest", env!("CARGO_PKG_VERSION_MAJOR"), VERSION.rsplit_once('.').unwrap().0, VERSION]
+            .map(|name| tags.contains(&format!("\"{name}\"")))
+    };
+    assert_eq!(names(), [false; 4]);
+    release.git(&["tag", "v99.0.0"]);
+    run(&mut publisher.step(&["promote", image]));
+    assert_eq!(names(), [false, true, true, true]);
+    release.git(&["tag", "--delete", "v99.0.0"]);
+    run(&mut publisher.step(&["promote", image]));
+    assert_eq!(names(), [true; 4]);
+    assert_eq!(publisher.digest("latest"), image);
+
+    // The image is the one of its commit.
+    release.git(&["commit", "--quiet", "--allow-empty", "--message", "Later"]);
+    assert_refused(&mut verify(), "was not made from");
+    docker(&["rmi", &format!("{}@{image}", publisher.repository()), &format!("{}:{VERSION}", release.name)]);
 }
