@@ -18,6 +18,7 @@ ENV RUSTUP_TOOLCHAIN=${RUST_VERSION} CARGO_INCREMENTAL=0 SQLX_OFFLINE=true
 
 FROM toolchain AS dependencies
 # Writes the list of crates into the binary, where scanners of vulnerabilities find it.
+# renovate: datasource=crate depName=cargo-auditable
 ARG CARGO_AUDITABLE_VERSION=0.7.7
 RUN --mount=type=cache,target=/usr/local/cargo/registry,sharing=locked \
     cargo install --locked --version "${CARGO_AUDITABLE_VERSION}" cargo-auditable
