@@ -22,7 +22,7 @@ test-stack: ## Run the tests of the image and the stacks; needs a Docker engine
 image: ## Build the image, labelled with version and revision
 	@scripts/image build
 
-scan: ## Look for known vulnerabilities in the image, with trivy or grype
+scan: ## Look for known vulnerabilities in the image, with grype
 	@scripts/image scan
 
 sbom: ## List what the source and the image are made of, as SPDX and CycloneDX

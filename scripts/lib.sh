@@ -92,13 +92,19 @@ stop_private_servers() {
 # Prints a field of the package, which is what Cargo.toml begins with.
 package() { sed -n "/^\[package\]/,/^$/s/^$1 = \"\(.*\)\"/\1/p" Cargo.toml; }
 
-# Copies what git knows of this checkout, and what it would add, into the folder $1. The files are as old as the copy: cargo
-# takes none of them for what it has built from an earlier one.
+# Lists the files that git knows of this checkout, and those that it would add, each with a NUL behind it: those that the
+# arguments name, as git's pathspecs.
+checkout_files() {
+  git ls-files --cached --others --exclude-standard -z "$@" | while IFS= read -r -d '' file; do
+    if [ -e "$file" ]; then printf '%s\0' "$file"; fi # what is deleted is listed until that is staged
+  done
+}
+
+# Copies them into the folder $1. They are as old as the copy: cargo takes none of them for what it has built from an
+# earlier one.
 copy_checkout() {
   mkdir -p "$1"
-  git ls-files --cached --others --exclude-standard -z | while IFS= read -r -d '' file; do
-    if [ -e "$file" ]; then printf '%s\0' "$file"; fi # what is deleted is listed until that is staged
-  done | tar --create --null --files-from=- | tar --extract -m --directory "$1"
+  checkout_files . | tar --create --null --files-from=- | tar --extract -m --directory "$1"
 }
 
 # Whether the tools of scripts/linters.txt can be installed here.
@@ -127,7 +133,7 @@ make_linters() {
   rm -rf "$folder"
   python3 -m venv "$folder"
   awk '/^[a-z]/ { found = /^uv==/ } found' "$lock" >"$folder/uv.txt"
-  "$folder/bin/pip" install --quiet --disable-pip-version-check --require-hashes --requirement "$folder/uv.txt"
-  VIRTUAL_ENV=$folder "$folder/bin/uv" pip install --quiet --no-cache --require-hashes --requirement "$lock"
+  "$folder/bin/pip" install --quiet --disable-pip-version-check --only-binary :all: --require-hashes --requirement "$folder/uv.txt"
+  VIRTUAL_ENV=$folder "$folder/bin/uv" pip install --quiet --no-cache --only-binary :all: --require-hashes --requirement "$lock"
   cp "$lock" "$folder/installed"
 }

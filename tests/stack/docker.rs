@@ -60,6 +60,14 @@ fn with_known_images(file: &str) -> String {
     pinned.fold(file.to_owned(), |text, image| text.replace(image, known(image)))
 }
 
+/// What a shell script prints about a container of `image` that was never started, `$1` in the script.
+pub fn look_into(image: &str, script: &str) -> String {
+    let container = docker(&["create", image]);
+    let output = run(Command::new("sh").args(["-c", script, "sh", container.trim()]));
+    docker(&["rm", container.trim()]);
+    output
+}
+
 /// A copy of what git knows of this checkout, with secrets planted beside and among the sources. It runs on an engine that
 /// has the images by their tags alone.
 pub struct Checkout(TempDir);

@@ -10,7 +10,7 @@ use tempfile::TempDir;
 
 use crate::docker::{
     CANARY, COMMITTED, Checkout, IMAGE, REVISION, build_image, docker, image, inspect, is_stored, known,
-    root, run,
+    look_into, root, run,
 };
 
 /// A published figure of a Go service on distroless static is 12 MB.
@@ -33,17 +33,9 @@ fn clean() -> String {
     format!("{IMAGE}:clean")
 }
 
-/// What a shell script prints about a container of `tag` that was never started, `$1` in the script.
-fn look_into(tag: &str, script: &str) -> String {
-    let container = docker(&["create", &format!("{IMAGE}:{tag}")]);
-    let output = run(Command::new("sh").args(["-c", script, "sh", container.trim()]));
-    docker(&["rm", container.trim()]);
-    output
-}
-
 /// The binary of `tag`, by its SHA-256.
 fn binary_digest(tag: &str) -> String {
-    look_into(tag, "docker cp \"$1:/app\" - | tar -xO | sha256sum")
+    look_into(&format!("{IMAGE}:{tag}"), "docker cp \"$1:/app\" - | tar -xO | sha256sum")
 }
 
 #[test]
@@ -92,9 +84,9 @@ fn it_holds_the_binary_and_the_base_and_no_tool() {
     let (ours, theirs) = (layers(&clean()), layers(base));
     assert_eq!(ours[..theirs.len()], theirs[..]);
 
-    let list = look_into("clean", "docker export \"$1\" | tar -tv --numeric-owner");
+    let list = look_into(&clean(), "docker export \"$1\" | tar -tv --numeric-owner");
     // The section in which `cargo auditable` lists the crates.
-    look_into("clean", "docker cp \"$1:/app\" - | tar -xO | grep --text --count --fixed-strings .dep-v0");
+    look_into(&clean(), "docker cp \"$1:/app\" - | tar -xO | grep --text --count --fixed-strings .dep-v0");
     let tools = [
         "sh", "bash", "dash", "busybox", "apt", "apt-get", "dpkg", "rpm", "apk", "curl", "wget", "cargo",
         "rustc",

@@ -7,7 +7,7 @@ use std::process::Command;
 
 use tempfile::TempDir;
 
-use crate::docker::{Checkout, docker, inspect, root, run};
+use crate::docker::{Checkout, docker, inspect, look_into, root, run};
 use crate::stack::Stack;
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -55,6 +55,15 @@ fn program(folder: &Path, name: &str, script: &str) -> String {
     fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
     fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
     format!("{}:{}", folder.display(), run(Command::new("printenv").arg("PATH")).trim())
+}
+
+/// This PATH has an engine that runs a scanner of the test's own in place of grype: it says what it is asked, and what
+/// counts is that its verdict is kept.
+fn with_a_scanner(folder: &Path) -> String {
+    let engine = run(Command::new("which").arg("docker"));
+    let scan = "cat >&2; echo \"$@\" >&2; exit \"${VERDICT:-0}\"";
+    let script = format!("case \"$*\" in *anchore/grype*) {scan};; esac\nexec {} \"$@\"", engine.trim());
+    program(folder, "docker", &script)
 }
 
 /// A checkout that is committed, the image `name` that is made from it, and a registry.
@@ -119,13 +128,14 @@ fn from_the_sources_into_service() {
     let committed = &built["Config"]["Labels"]["org.opencontainers.image.created"];
     assert_eq!(&built["Created"], committed, "the time of the commit");
 
-    // A scanner of the test's own: what counts is what it is asked, and that its verdict is kept.
     let scanner = TempDir::new().unwrap();
-    let path = program(scanner.path(), "trivy", "echo \"$@\"\nexit \"${VERDICT:-0}\"");
     let mut scan = release.image("scan");
-    let asked = run(scan.env("PATH", &path));
-    assert!(asked.contains("HIGH,CRITICAL") && asked.contains(&format!("{name}:{VERSION}")), "{asked}");
-    assert!(!scan.env("VERDICT", "1").status().unwrap().success());
+    scan.env("PATH", with_a_scanner(scanner.path())).env("CARGO_TARGET_DIR", root().join("target"));
+    let asked = scan.output().unwrap();
+    let says = String::from_utf8_lossy(&asked.stderr);
+    assert!(asked.status.success() && says.contains("--fail-on high"), "{says}");
+    assert!(says.contains("pkg:cargo/axum@"), "it gets the list of crates");
+    assert_refused(scan.env("VERDICT", "1"), "image.sarif");
 
     let mut push = release.image("push");
     run(push.env("REGISTRY", &registry.address));
@@ -175,7 +185,8 @@ impl<'a> Publisher<'a> {
             "exec docker run --rm --network host --env COSIGN_PASSWORD= {} --workdir \"${{KEYS:-$PWD}}\" {REGISTRY} cosign \"$@\"",
             shared.join(" ")
         );
-        let path = program(folder.path(), "cosign", &cosign);
+        program(folder.path(), "cosign", &cosign);
+        let path = with_a_scanner(folder.path());
         let publisher = Self { release, folder, path };
         for name in ["ours", "theirs"] {
             let keys = publisher.folder.path().join(name);
@@ -213,17 +224,24 @@ impl<'a> Publisher<'a> {
         docker(&["buildx", "imagetools", "inspect", &image, "--format", format]).trim().to_owned()
     }
 
-    /// Pushes the image, and another with one more label for the other architecture.
+    /// Pushes the image, and its binary once more for the other architecture, which nobody runs.
     fn push_platforms(&self) -> [String; 2] {
-        ["amd64", "arm64"].map(|platform| {
-            let dockerfile = format!("FROM {}:{VERSION}\nLABEL platform={platform}\n", self.release.name);
-            let image = format!("{}:{platform}", self.repository());
-            fs::write(self.folder.path().join("Dockerfile"), dockerfile).unwrap();
-            docker(&["build", "--quiet", "--tag", &image, self.folder.path().to_str().unwrap()]);
-            docker(&["push", "--quiet", &image]);
-            docker(&["rmi", &image]);
-            self.digest(platform)
-        })
+        let folder = self.folder.path();
+        look_into(
+            &format!("{}:{VERSION}", self.release.name),
+            &format!("docker cp \"$1:/app\" {}", folder.display()),
+        );
+        fs::write(folder.join("Dockerfile"), "FROM scratch\nCOPY app /app\n").unwrap();
+        let [amd64, arm64] = ["amd64", "arm64"].map(|name| format!("{}:{name}", self.repository()));
+        docker(&["tag", &format!("{}:{VERSION}", self.release.name), &amd64]);
+        let platform =
+            ["build", "--quiet", "--platform", "linux/arm64", "--tag", &arm64, folder.to_str().unwrap()];
+        docker(&platform);
+        for image in [&amd64, &arm64] {
+            docker(&["push", "--quiet", image]);
+            docker(&["rmi", image]);
+        }
+        ["amd64", "arm64"].map(|tag| self.digest(tag))
     }
 }
 
@@ -239,31 +257,49 @@ fn a_release_is_signed_and_verified_before_it_gets_its_names() {
     assert_refused(&mut publisher.step(&["check", "v99.0.0"]), "is not the version");
 
     let [amd64, arm64] = publisher.push_platforms();
-    let image = run(&mut publisher.step(&["join", &amd64, &arm64]));
-    let image = image.trim();
+    let materials = publisher.folder.path().join("materials");
+    for (architecture, digest) in [("amd64", &amd64), ("arm64", &arm64)] {
+        let mut scan = release.image("scan");
+        scan.arg(format!("registry:{}@{digest}", publisher.repository())).env("PATH", &publisher.path);
+        run(scan.env("CARGO_TARGET_DIR", root().join("target")));
+        let folder = materials.join(architecture);
+        fs::create_dir_all(&folder).unwrap();
+        for name in ["image.spdx.json", "image.cyclonedx.json"] {
+            fs::copy(root().join("target/sbom").join(name), folder.join(name)).unwrap();
+        }
+    }
+    let join = |parts: &[&str]| run(&mut publisher.step(&[&["join"], parts].concat())).trim().to_owned();
+    let another = join(&[&arm64, &amd64]);
+    let image = join(&[&amd64, &arm64]);
     assert_eq!(image, publisher.digest(&format!("{VERSION}-{}", release.revision)));
+    assert_refused(&mut publisher.step(&["join", &amd64]), "not for amd64 and arm64");
 
-    let verify = || publisher.step(&["verify", image]);
+    let verify = || publisher.step(&["verify", &image]);
     assert_refused(&mut verify(), "no signatures found");
-    run(&mut publisher.step(&["sign", image]));
+    run(&mut publisher.step(&["sign", &image, materials.to_str().unwrap()]));
     assert!(run(&mut verify()).contains(&release.revision));
-    let another = publisher.folder.path().join("theirs/cosign.key");
-    assert_refused(verify().env("SIGNING_KEY", another), "accepted signatures do not match");
+    let their_key = publisher.folder.path().join("theirs/cosign.key");
+    assert_refused(verify().env("SIGNING_KEY", their_key), "accepted signatures do not match");
+    assert_refused(&mut publisher.step(&["verify", &amd64]), "can't evaluate field Manifests");
 
-    // An older line's version, then the newest of all.
+    // An older line's version, then the newest of all, beside a candidate for a newer one.
     let names = || {
         let tags = release.tags("published");
-        ["latest", env!("CARGO_PKG_VERSION_MAJOR"), VERSION.rsplit_once('.').unwrap().0, VERSION]
+        let (minor, _) = VERSION.rsplit_once('.').unwrap();
+        ["latest", env!("CARGO_PKG_VERSION_MAJOR"), minor, VERSION]
             .map(|name| tags.contains(&format!("\"{name}\"")))
     };
     assert_eq!(names(), [false; 4]);
-    release.git(&["tag", "v99.0.0"]);
-    run(&mut publisher.step(&["promote", image]));
+    for tag in ["v99.0.0", "v99.0.0-rc.1"] {
+        release.git(&["tag", tag]);
+    }
+    run(&mut publisher.step(&["promote", &image]));
     assert_eq!(names(), [false, true, true, true]);
     release.git(&["tag", "--delete", "v99.0.0"]);
-    run(&mut publisher.step(&["promote", image]));
+    run(&mut publisher.step(&["promote", &image]));
     assert_eq!(names(), [true; 4]);
     assert_eq!(publisher.digest("latest"), image);
+    assert_refused(&mut publisher.step(&["promote", &another]), "is another image already");
 
     // The image is the one of its commit.
     release.git(&["commit", "--quiet", "--allow-empty", "--message", "Later"]);
