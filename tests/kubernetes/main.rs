@@ -20,7 +20,7 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
-use app::settings::{KEYS, variable};
+use app::platform::config::sources::{KEYS, variable};
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 
@@ -319,7 +319,7 @@ fn connections_fit_and_selectors_find_the_service_alone() {
         let grace = number(&rendered.templates()[0]["spec"]["terminationGracePeriodSeconds"]);
         let draining = grace.div_ceil(number(&deployment["minReadySeconds"]));
         let pods = most + number(&rolling["maxSurge"]) + number(&budget["maxUnavailable"]) + draining;
-        // Besides the pool: health check, renewal, and the trial of new credentials (src/default.toml).
+        // Besides the pool: health check, renewal, and the trial of new credentials (src/platform/config/default.toml).
         let each = rendered.setting("database.max_connections").parse::<u64>().unwrap() + 3;
         let needed = pods * each + 1 + 3; // the migration, and what PostgreSQL keeps for its superuser
         let given = text(&scaler["metadata"]["annotations"]["postgres-max-connections"]).parse().unwrap();
