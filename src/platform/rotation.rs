@@ -96,18 +96,14 @@ impl Rotation {
         let (database, cache, metrics) = (&self.database, &self.cache, &self.metrics);
         let change_postgres = async |credentials: &Credentials| {
             let result = database.change_credentials(credentials).await;
-            metrics.credentials(
-                "postgres",
-                result.as_ref().copied().map_err(crate::platform::postgres::connect::error_class),
-            );
+            let class = result.as_ref().copied().map_err(crate::platform::postgres::connect::error_class);
+            record_login(metrics, "postgres", class);
             result.map_err(|error| error.to_string())
         };
         let change_redis = async |credentials: &Credentials| {
             let result = cache.change_credentials(credentials).await;
-            metrics.credentials(
-                "redis",
-                result.as_ref().copied().map_err(crate::platform::redis::connect::error_class),
-            );
+            let class = result.as_ref().copied().map_err(crate::platform::redis::connect::error_class);
+            record_login(metrics, "redis", class);
             result.map_err(|error| error.to_string())
         };
         let (postgres, redis) = tokio::join!(
@@ -117,6 +113,17 @@ impl Rotation {
         let problems = problems.iter().map(ToString::to_string);
         problems.chain(postgres).chain(redis).collect()
     }
+}
+
+/// Sets the gauge by the result of a login with the newest credentials.
+fn record_login(metrics: &Metrics, dependency: &str, result: Result<(), &str>) {
+    let valid = match result {
+        Ok(()) => true,
+        Err("authentication") => false,
+        // The dependency was unavailable and has not decided.
+        Err(_) => return,
+    };
+    metrics.credentials_valid.with_label_values(&[dependency]).set(valid.into());
 }
 
 impl Followed {

@@ -26,6 +26,7 @@ use crate::platform::shutdown::{self, Signals, Stages, Tasks};
 use crate::platform::state::AppState;
 use crate::platform::telemetry::Telemetry;
 use crate::platform::telemetry::metrics::Metrics;
+use crate::platform::{REVISION, VERSION};
 
 /// Exit code after a shutdown that cut off requests.
 const EXIT_CUT: u8 = 3;
@@ -80,7 +81,7 @@ async fn serve(
 ) -> anyhow::Result<u8> {
     let mut signals = Signals::install().context("cannot install signal handlers")?;
     let (stages, tasks) = (Stages::default(), Tasks::new(config.http.request_timeout));
-    let metrics = Arc::new(Metrics::new(&telemetry.counters()).context("cannot register the metrics")?);
+    let metrics = new_metrics(telemetry)?;
     let health = Health::new(config.health.clone(), stages.clone(), Arc::clone(&metrics));
     let database = Database::new(&config.database, migrations, Arc::clone(&metrics));
     let request_timeout = config.http.request_timeout;
@@ -105,7 +106,15 @@ async fn serve(
     };
     let rotation = Rotation::new(&config, database.clone(), cache.clone(), Arc::clone(&metrics));
     let state = AppState { database: database.clone(), cache, tasks: tasks.clone() };
-    let router = router::build(domains, endpoints, state, &http, health.clone(), Arc::clone(&metrics));
+    let router = router::build(
+        domains,
+        endpoints,
+        state,
+        &http,
+        health.clone(),
+        Arc::clone(&metrics),
+        telemetry.sampler(),
+    );
     let listener =
         listener::bind(http.address).with_context(|| format!("cannot listen on {}", http.address))?;
     let address = listener.local_addr().context("cannot tell the address of the listener")?;
@@ -211,9 +220,9 @@ fn serve_management(
     http.max_connections = MANAGEMENT_CONNECTIONS;
     // What is counted of requests and connections is about the public listener: a scrape that counted itself would hide
     // whether any request is in progress. These go nowhere.
-    let aside = Arc::new(Metrics::new(&telemetry.counters()).context("cannot register the metrics")?);
+    let aside = new_metrics(telemetry)?;
     let health = management.health.clone();
-    let router = router::surround(management.full(), &http, health, Arc::clone(&aside));
+    let router = router::surround(management.full(), &http, health, Arc::clone(&aside), telemetry.sampler());
     let server = Server::new(router, http, Stages::default(), aside);
 
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -225,6 +234,11 @@ fn serve_management(
         .spawn(move || runtime.block_on(server.accept(listener)))
         .context("cannot start the management thread")?;
     Ok(())
+}
+
+fn new_metrics(telemetry: &Telemetry) -> anyhow::Result<Arc<Metrics>> {
+    let metrics = Metrics::new(&telemetry.counters(), VERSION, REVISION);
+    Ok(Arc::new(metrics.context("failed to register the metrics")?))
 }
 
 /// No more connections than there are descriptors for: without one, probes could not connect either.

@@ -109,7 +109,7 @@ fn work(
     }
     // A second signal waits for nobody.
     if !matches!(result, Ok(128..)) {
-        telemetry.send_spans();
+        telemetry.flush_spans();
     }
     result
 }

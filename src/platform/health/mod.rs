@@ -246,7 +246,7 @@ mod tests {
             postgres: Criticality::Required,
             redis: Criticality::Degraded,
         };
-        let health = Health::new(config, Stages::default(), Arc::new(Metrics::new(&[]).unwrap()));
+        let health = Health::new(config, Stages::default(), Arc::new(Metrics::new(&[], "", "").unwrap()));
         health.set_started();
         health
     }

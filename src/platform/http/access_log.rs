@@ -20,10 +20,10 @@ use crate::platform::http::framing::Conflict;
 use crate::platform::http::listener::Client;
 use crate::platform::telemetry::metrics::Metrics;
 use crate::platform::telemetry::request_context::{self, RequestContext};
-use crate::platform::telemetry::spans;
+use crate::platform::telemetry::spans::{self, Sampler};
+use crate::platform::telemetry::trace_context::TRACEPARENT;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
 const CLOSE: HeaderValue = HeaderValue::from_static("close");
 
@@ -46,6 +46,7 @@ pub struct Observer {
     pub limits: HeadLimits,
     pub metrics: Arc<Metrics>,
     pub health: Health,
+    pub sampler: Sampler,
 }
 
 /// Outermost: gives the request its context, refuses malformed heads, makes each error a problem document, and tells
@@ -53,7 +54,7 @@ pub struct Observer {
 ///
 /// One middleware rather than four: each costs a clone of everything inside it, for each request.
 pub async fn observe(State(observer): State<Arc<Observer>>, request: Request, next: Next) -> Response {
-    let mut exchange = Exchange::begin(&request, Arc::clone(&observer.metrics));
+    let mut exchange = Exchange::begin(&request, &observer);
     let context = Arc::clone(&exchange.context);
     let work = async {
         match refusal(&request, observer.limits) {
@@ -110,25 +111,26 @@ struct Exchange {
 }
 
 impl Exchange {
-    fn begin(request: &Request, metrics: Arc<Metrics>) -> Self {
+    fn begin(request: &Request, observer: &Observer) -> Self {
         let route = request.extensions().get::<MatchedPath>().cloned();
         let path = shortened(request.uri().path());
-        let (span, trace) = spans::request(request, route_label(&route), path);
+        let client = request.extensions().get::<Client>().map(|client| client.0.ip());
+        let (span, trace) = spans::request(request, route_label(&route), path, client, &observer.sampler);
         let request_id = request.headers().get(REQUEST_ID).and_then(|id| id.to_str().ok());
         let context = Arc::new(RequestContext::new(request_id, trace));
         span.record("request_id", &context.request_id);
-        metrics.http_requests_in_flight.inc();
+        observer.metrics.http_requests_in_flight.inc();
         Self {
             since: Instant::now(),
             method: request.method().clone(),
             route,
             path: path.to_owned(),
-            client: request.extensions().get::<Client>().map(|client| client.0.ip()),
+            client,
             status: None,
             bytes: 0,
             context,
             span,
-            metrics,
+            metrics: Arc::clone(&observer.metrics),
         }
     }
 }
@@ -170,7 +172,7 @@ impl Drop for Exchange {
             };
         }
         request_context::sync_scope(Arc::clone(&self.context), || {
-            if spans::is_routine(route) { log!(debug) } else { log!(info) }
+            if spans::is_management_route(route) { log!(debug) } else { log!(info) }
         });
     }
 }

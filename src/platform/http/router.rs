@@ -18,6 +18,7 @@ use crate::platform::http::access_log::{HeadLimits, Observer, observe};
 use crate::platform::http::load_shed::{Admission, admit};
 use crate::platform::state::AppState;
 use crate::platform::telemetry::metrics::Metrics;
+use crate::platform::telemetry::spans::Sampler;
 
 /// The routes of all domains. A new domain is a line here.
 pub fn domains() -> Router<AppState> {
@@ -32,20 +33,27 @@ pub fn build(
     http: &Http,
     health: Health,
     metrics: Arc<Metrics>,
+    sampler: Sampler,
 ) -> Router {
     let admission = Arc::new(Admission::new(http, health.clone(), Arc::clone(&metrics)));
     let business = domains.with_state(state).layer(from_fn_with_state(admission, admit));
-    surround(business.merge(management), http, health, metrics)
+    surround(business.merge(management), http, health, metrics, sampler)
 }
 
 /// Puts the middleware around `routes`, the outermost first. All in one `layer`: each one boxes every route anew.
-pub fn surround(routes: Router, http: &Http, health: Health, metrics: Arc<Metrics>) -> Router {
+pub fn surround(
+    routes: Router,
+    http: &Http,
+    health: Health,
+    metrics: Arc<Metrics>,
+    sampler: Sampler,
+) -> Router {
     let limits = HeadLimits { uri_bytes: http.max_uri_bytes, headers: http.max_headers };
     // The panic hook has logged and counted it.
     let after_panic =
         |_| problem(StatusCode::INTERNAL_SERVER_ERROR, "Something went wrong here.".to_owned(), vec![]);
     routes.fallback(async || Error::NotFound).layer((
-        from_fn_with_state(Arc::new(Observer { limits, metrics, health }), observe),
+        from_fn_with_state(Arc::new(Observer { limits, metrics, health, sampler }), observe),
         CatchPanicLayer::custom(after_panic),
         TimeoutLayer::with_status_code(StatusCode::SERVICE_UNAVAILABLE, http.request_timeout),
         RequestBodyLimitLayer::new(http.max_body_bytes),

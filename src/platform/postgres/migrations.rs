@@ -43,7 +43,7 @@ pub async fn apply(config: &config::Database, migrations: &Migrator) -> anyhow::
     }?;
     closed.context("the connection broke after the migrations")?;
     tracing::info!(
-        version = migrations.iter().last().map(|newest| newest.version),
+        schema_version = migrations.iter().last().map(|newest| newest.version),
         "the schema is up to date"
     );
     Ok(())
