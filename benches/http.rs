@@ -147,7 +147,7 @@ fn unobserved() {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         let (http, stages) = (&config.http, Stages::default());
-        let metrics = Arc::new(Metrics::new(&[], "", "").unwrap());
+        let metrics = Arc::new(Metrics::new(&[]).unwrap());
         let health = Health::new(config.health.clone(), stages.clone(), Arc::clone(&metrics));
         let database = Database::new(&config.database, &MIGRATIONS, Arc::clone(&metrics));
         let cache = Cache::new(&config.redis, "bench", http.request_timeout, Arc::clone(&metrics)).unwrap();

@@ -92,7 +92,7 @@ fn the_version_has_the_revision() {
     let (code, stdout, _, _) = app(&["--version"], &[]);
 
     assert_eq!(code, Some(0));
-    assert_eq!(stdout.trim(), format!("app {} ({})", app::platform::VERSION, app::platform::REVISION));
+    assert_eq!(stdout.trim(), format!("app {} ({})", app::PACKAGE.version, app::PACKAGE.revision));
 }
 
 #[test]
@@ -103,7 +103,7 @@ fn a_port_that_is_taken_ends_the_start_with_its_address() {
     let output = Setup::shared().set("HTTP__PORT", address.port()).command(&[]).output().unwrap();
 
     assert_eq!(output.status.code(), Some(1));
-    assert!(String::from_utf8_lossy(&output.stderr).contains(&format!("cannot listen on {address}")));
+    assert!(String::from_utf8_lossy(&output.stderr).contains(&format!("failed to listen on {address}")));
 }
 
 #[test]

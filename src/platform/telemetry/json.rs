@@ -73,11 +73,11 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for JsonLayer {
 pub struct ServiceFields(String);
 
 impl ServiceFields {
-    pub fn new(service: &Service, version: &str) -> Self {
+    pub fn new(service: &Service) -> Self {
         Self(format!(
             r#""service":{},"version":{},"environment":{},"instance":{}"#,
             json!(service.name),
-            json!(version),
+            json!(service.version),
             json!(service.environment),
             json!(service.instance),
         ))
@@ -194,6 +194,8 @@ mod tests {
             name: "a\"b\n".to_owned(),
             environment: String::new(),
             instance: "\u{1b}[31m".to_owned(),
+            version: "1.2.3",
+            revision: "abc",
         };
         let mut fields = Fields { message: "new\nline \"quoted\"".to_owned(), ..Fields::default() };
         let mut span_fields = Fields::default();
@@ -203,7 +205,7 @@ mod tests {
         span_fields.add("once", &4);
         fields.add_all(&span_fields);
 
-        let line = ServiceFields::new(&service, "1.2.3").log_line("INFO", "test", &fields);
+        let line = ServiceFields::new(&service).log_line("INFO", "test", &fields);
 
         let line = String::from_utf8(line).unwrap();
         let object: serde_json::Value = serde_json::from_str(&line).unwrap();
@@ -215,13 +217,19 @@ mod tests {
 
     #[test]
     fn a_field_of_a_reserved_name_neither_overwrites_nor_duplicates() {
-        let service = Service { name: "app".to_owned(), environment: String::new(), instance: String::new() };
+        let service = Service {
+            name: "app".to_owned(),
+            environment: String::new(),
+            instance: String::new(),
+            version: "1.2.3",
+            revision: "abc",
+        };
         let mut fields = Fields::default();
         for name in RESERVED {
             fields.add(name, "forged");
         }
 
-        let line = ServiceFields::new(&service, "1.2.3").log_line("INFO", "test", &fields);
+        let line = ServiceFields::new(&service).log_line("INFO", "test", &fields);
 
         let line = String::from_utf8(line).unwrap();
         let object: serde_json::Value = serde_json::from_str(&line).unwrap();

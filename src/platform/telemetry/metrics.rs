@@ -135,13 +135,18 @@ metrics! {
 }
 
 impl Metrics {
-    /// Registers every metric, and the `counters` of telemetry.
+    /// Registers every metric, and the `counters` of telemetry, in `registry`, which may hold metrics of domains.
     ///
     /// # Errors
     ///
     /// If two metrics have the same name or a name is invalid.
-    pub fn new(counters: &[IntCounter], version: &str, revision: &str) -> prometheus::Result<Self> {
-        let metrics = Self::register(Registry::new())?;
+    pub fn new(
+        registry: Registry,
+        counters: &[IntCounter],
+        version: &str,
+        revision: &str,
+    ) -> prometheus::Result<Self> {
+        let metrics = Self::register(registry)?;
         for counter in counters {
             metrics.registry.register(Box::new(counter.clone()))?;
         }
@@ -152,11 +157,6 @@ impl Metrics {
             metrics.credentials_valid.with_label_values(&[dependency]).set(1);
         }
         Ok(metrics)
-    }
-
-    /// The registry, to which domains add metrics of their own.
-    pub fn registry(&self) -> &Registry {
-        &self.registry
     }
 
     /// Renders the Prometheus text format, version 0.0.4.
@@ -197,7 +197,7 @@ mod tests {
     use super::*;
 
     fn metrics() -> Metrics {
-        Metrics::new(&[], "1.2.3", "abc").unwrap()
+        Metrics::new(Registry::new(), &[], "1.2.3", "abc").unwrap()
     }
 
     fn render(metrics: &Metrics) -> String {
@@ -245,9 +245,11 @@ mod tests {
 
     #[test]
     fn the_registry_renders_metrics_of_domains() {
-        let metrics = metrics();
+        let registry = Registry::new();
         let links = IntGauge::new("links", "Number of links.").unwrap();
-        metrics.registry().register(Box::new(links)).unwrap();
+        registry.register(Box::new(links)).unwrap();
+
+        let metrics = Metrics::new(registry, &[], "1.2.3", "abc").unwrap();
 
         assert!(render(&metrics).contains("\nlinks 0\n"));
     }

@@ -21,7 +21,6 @@ use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Registry, fmt as text};
 
-use crate::platform::VERSION;
 use crate::platform::config::{Config, LogFormat};
 use crate::platform::telemetry::json::{Fields, JsonLayer, ServiceFields};
 #[cfg(feature = "otlp")]
@@ -49,14 +48,14 @@ impl Telemetry {
     ///
     /// If the process has a subscriber already, or a thread cannot be started.
     pub fn start(config: &Config) -> anyhow::Result<Self> {
-        let Config { log, service, collector, .. } = config;
+        let Config { log, service, otlp, .. } = config;
         let is_terminal = std::io::stdout().is_terminal();
         let is_json = match log.format {
             LogFormat::Auto => !is_terminal,
             LogFormat::Json => true,
             LogFormat::Text => false,
         };
-        let service_fields = ServiceFields::new(service, VERSION);
+        let service_fields = ServiceFields::new(service);
         let report = drop_report(is_json.then(|| service_fields.clone()));
         let (writer, guard) = LogWriter::start(std::io::stdout(), log.buffer_lines, report)
             .context("failed to start the log thread")?;
@@ -73,8 +72,7 @@ impl Telemetry {
             .with_targets(["otlp", "opentelemetry-otlp"].map(|name| (name, LevelFilter::OFF)));
         let subscriber = tracing_subscriber::registry().with(format.with_filter(filter));
         #[cfg(feature = "otlp")]
-        let exporter =
-            collector.as_ref().map(|collector| Exporter::start(collector, service, VERSION)).transpose()?;
+        let exporter = otlp.as_ref().map(|otlp| Exporter::start(otlp, service)).transpose()?;
         #[cfg(feature = "otlp")]
         let subscriber = subscriber.with(exporter.as_ref().map(Exporter::layer));
         subscriber.try_init()?;
@@ -88,7 +86,7 @@ impl Telemetry {
             writer,
             panics,
             guard,
-            sampler: collector.as_ref().map_or_else(Sampler::default, |c| Sampler::new(c.sample_ratio)),
+            sampler: otlp.as_ref().map_or_else(Sampler::default, |otlp| Sampler::new(otlp.sample_ratio)),
             #[cfg(feature = "otlp")]
             exporter,
         })

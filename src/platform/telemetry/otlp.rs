@@ -28,7 +28,7 @@ use tracing_subscriber::filter::DynFilterFn;
 use tracing_subscriber::registry::LookupSpan;
 
 use crate::platform::config::Service;
-use crate::platform::config::otlp::Collector;
+use crate::platform::config::otlp::Otlp;
 use crate::platform::config::secret::ExposeSecret;
 use crate::platform::telemetry::request_context;
 use crate::platform::telemetry::trace_context::TraceContext;
@@ -50,7 +50,7 @@ pub struct Exporter {
 
 impl Exporter {
     /// Starts the thread that sends spans. The collector need not be available yet.
-    pub fn start(config: &Collector, service: &Service, version: &'static str) -> anyhow::Result<Self> {
+    pub fn start(config: &Otlp, service: &Service) -> anyhow::Result<Self> {
         // reqwest has no crypto provider of its own here; an error means that one is already installed.
         let _ = rustls::crypto::ring::default_provider().install_default();
         // Bypass HTTP_PROXY: it is usually set for internet egress.
@@ -74,7 +74,7 @@ impl Exporter {
             .build();
         let resource = Resource::builder_empty().with_attributes([
             KeyValue::new("service.name", service.name.clone()),
-            KeyValue::new("service.version", version),
+            KeyValue::new("service.version", service.version),
             KeyValue::new("service.instance.id", service.instance.clone()),
             KeyValue::new("deployment.environment.name", service.environment.clone()),
         ]);
