@@ -14,6 +14,10 @@ pub mod shutdown;
 pub mod state;
 pub mod telemetry;
 
+/// The package that the binary was built from.
+pub const PACKAGE: config::Package =
+    config::Package { name: env!("CARGO_PKG_NAME"), version: VERSION, revision: REVISION };
+
 /// Version of the package.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 

@@ -12,9 +12,11 @@ use std::time::{Duration, Instant};
 
 use tokio::task::spawn_blocking;
 
-use crate::platform::config::Config;
+use crate::platform::PACKAGE;
+use crate::platform::cli::DOMAINS;
+use crate::platform::config::secret::Credentials;
 use crate::platform::config::sources::Settings;
-use crate::platform::config::url::{Credentials, PostgresAddress, RedisAddress};
+use crate::platform::config::{self, Config};
 use crate::platform::postgres::Database;
 use crate::platform::redis::cache::Cache;
 use crate::platform::telemetry::metrics::Metrics;
@@ -26,17 +28,17 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// Follows the credentials of both dependencies.
 pub struct Rotation {
     interval: Duration,
-    postgres: Followed,
-    redis: Followed,
+    postgres: Followed<config::database::Endpoint>,
+    redis: Followed<config::redis::Endpoint>,
     database: Database,
     cache: Cache,
     metrics: Arc<Metrics>,
 }
 
 /// The credentials of one dependency.
-struct Followed {
+struct Followed<E> {
     dependency: &'static str,
-    place: String,
+    endpoint: E,
     in_use: Credentials,
     /// Those in use have been refused.
     doubted: bool,
@@ -53,11 +55,11 @@ struct Failure {
 
 impl Rotation {
     pub fn new(config: &Config, database: Database, cache: Cache, metrics: Arc<Metrics>) -> Self {
-        let (postgres, redis) = (&config.database.address, &config.redis.address);
+        let (postgres, redis) = (&config.database, &config.redis);
         Self {
-            interval: config.secrets.reload_interval,
-            postgres: Followed::new("postgres", postgres.place(), postgres.credentials()),
-            redis: Followed::new("redis", redis.place(), redis.credentials()),
+            interval: config.rotation.reload_interval,
+            postgres: Followed::new("postgres", postgres.endpoint.clone(), postgres.credentials.clone()),
+            redis: Followed::new("redis", redis.endpoint.clone(), redis.credentials.clone()),
             database,
             cache,
             metrics,
@@ -84,14 +86,18 @@ impl Rotation {
     /// Reads the settings again and changes to credentials that are new and work; what is wrong otherwise.
     async fn reload(&mut self) -> Vec<String> {
         let read = spawn_blocking(|| {
-            let mut settings = Settings::read(std::env::vars_os());
-            let addresses = (PostgresAddress::read(&mut settings), RedisAddress::read(&mut settings));
+            let mut settings = Settings::read(&PACKAGE, DOMAINS, std::env::vars_os());
+            let postgres = config::database::read_address(&mut settings);
+            let addresses = (postgres, config::redis::read_address(&mut settings));
             (addresses, settings.problems().to_vec())
         });
         let Ok(((postgres, redis), problems)) = read.await else { return vec![] };
-        let readable = |section: &str| !problems.iter().any(|problem| problem.source.contains(section));
-        let postgres = postgres.filter(|_| readable("DATABASE")).map(|a| (a.place(), a.credentials()));
-        let redis = redis.filter(|_| readable("REDIS")).map(|a| (a.place(), a.credentials()));
+        let is_readable = |section: &str| {
+            let mut keys = problems.iter().filter_map(|problem| problem.key.as_deref());
+            !keys.any(|key| key.starts_with(section))
+        };
+        let postgres = postgres.filter(|_| is_readable("database."));
+        let redis = redis.filter(|_| is_readable("redis."));
 
         let (database, cache, metrics) = (&self.database, &self.cache, &self.metrics);
         let change_postgres = async |credentials: &Credentials| {
@@ -119,19 +125,19 @@ impl Rotation {
     }
 }
 
-impl Followed {
-    fn new(dependency: &'static str, place: String, in_use: Credentials) -> Self {
-        Self { dependency, place, in_use, doubted: false, failure: None }
+impl<E: PartialEq> Followed<E> {
+    fn new(dependency: &'static str, endpoint: E, in_use: Credentials) -> Self {
+        Self { dependency, endpoint, in_use, doubted: false, failure: None }
     }
 
     /// Takes in what the settings say now, if they could be read, and returns what is wrong with it.
     async fn follow(
         &mut self,
-        read: Option<(String, Credentials)>,
+        read: Option<(E, Credentials)>,
         change: impl AsyncFnOnce(&Credentials) -> Result<(), String>,
     ) -> Option<String> {
-        let (place, credentials) = read?;
-        if place != self.place {
+        let (endpoint, credentials) = read?;
+        if endpoint != self.endpoint {
             return Some(format!("{}: another address takes a restart", self.dependency));
         }
         let failed_before = self.failure.as_ref().filter(|failure| failure.credentials == credentials);

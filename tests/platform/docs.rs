@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Component, Path, PathBuf};
 
-use app::platform::config::sources::{KEYS, variable};
+use app::platform::config::definitions::{KEYS, variable};
 
 /// What keeps `scripts/test-docs` from running a block of commands; CONTRIBUTING.md explains each.
 const NEEDS: [&str; 5] = ["docker", "registry", "cluster", "root", "time"];
@@ -277,7 +277,7 @@ fn settings_are_known_and_their_defaults_are_true() {
                 continue;
             };
             let told = told.split(')').next().unwrap().replace([' ', ','], "");
-            assert_eq!(told, *default, "{:?} on {}", document.path, pair[0]);
+            assert_eq!(told, default.default, "{:?} on {}", document.path, pair[0]);
             defaults += 1;
         }
     }

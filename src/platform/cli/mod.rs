@@ -9,12 +9,15 @@ use axum::Router;
 use clap::{Parser, Subcommand, ValueEnum};
 use sqlx::migrate::Migrator;
 
+use crate::platform::PACKAGE;
 use crate::platform::config::Config;
 use crate::platform::config::sources::Settings;
 use crate::platform::server;
 use crate::platform::state::AppState;
 use crate::platform::telemetry::Telemetry;
 
+/// Settings of the domains.
+pub const DOMAINS: &str = include_str!("../../settings.toml");
 /// EX_CONFIG of sysexits(3).
 const EXIT_CONFIG: u8 = 78;
 
@@ -73,11 +76,11 @@ enum ConfigAction {
 pub fn run(domains: Router<AppState>, migrations: &'static Migrator) -> ExitCode {
     let command = Arguments::parse().command.unwrap_or(Command::Serve);
     if let Command::Healthcheck { endpoint } = command {
-        let mut settings = Settings::read(std::env::vars_os());
+        let mut settings = Settings::read(&PACKAGE, DOMAINS, std::env::vars_os());
         return exit(healthcheck::run(&mut settings, endpoint.path()).map(|()| 0));
     }
-    let (config, settings) = match Config::load(std::env::vars_os()) {
-        Ok(loaded) => loaded,
+    let (config, settings) = match Config::load(&PACKAGE, DOMAINS, std::env::vars_os(), |_| ()) {
+        Ok((config, (), settings)) => (config, settings),
         Err(problems) => {
             problems.iter().for_each(|problem| eprintln!("{problem}"));
             return ExitCode::from(EXIT_CONFIG);

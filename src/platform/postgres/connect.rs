@@ -3,13 +3,14 @@
 use std::io::ErrorKind;
 use std::time::Duration;
 
-use sqlx::postgres::PgConnectOptions;
+use sqlx::postgres::{PgConnectOptions, PgSslMode};
 
 use crate::platform::config;
+use crate::platform::config::database::SslMode;
 use crate::platform::config::secret::{ExposeSecret, SecretString};
 
 /// How to connect; each session gets the limits, so that PostgreSQL keeps them when we cannot.
-pub fn options(config: &config::Database) -> PgConnectOptions {
+pub fn options(config: &config::database::Database) -> PgConnectOptions {
     let milliseconds = |time: Duration| time.as_millis().to_string();
     base_options(config).options([
         ("statement_timeout", milliseconds(config.statement_timeout)),
@@ -19,20 +20,25 @@ pub fn options(config: &config::Database) -> PgConnectOptions {
 }
 
 /// How to connect, without limits.
-pub fn base_options(config: &config::Database) -> PgConnectOptions {
-    let address = &config.address;
+pub fn base_options(config: &config::database::Database) -> PgConnectOptions {
+    let endpoint = &config.endpoint;
     let mut options = PgConnectOptions::new_without_pgpass()
-        .port(address.port)
-        .username(&address.user)
-        .database(&address.name)
-        .ssl_mode(address.ssl_mode)
+        .port(endpoint.port)
+        .username(config.credentials.user.as_deref().unwrap_or_default())
+        .database(&endpoint.name)
+        .ssl_mode(match endpoint.ssl_mode {
+            SslMode::Disable => PgSslMode::Disable,
+            SslMode::Require => PgSslMode::Require,
+            SslMode::VerifyCa => PgSslMode::VerifyCa,
+            SslMode::VerifyFull => PgSslMode::VerifyFull,
+        })
         .application_name(&config.application_name);
-    options = match address.host.starts_with('/') {
-        true => options.socket(&address.host),
-        false => options.host(&address.host),
+    options = match endpoint.host.starts_with('/') {
+        true => options.socket(&endpoint.host),
+        false => options.host(&endpoint.host),
     };
-    options = options.password(password(&address.password));
-    if let Some(path) = &address.ssl_root_cert {
+    options = options.password(password(&config.credentials.password));
+    if let Some(path) = &endpoint.ssl_root_cert {
         options = options.ssl_root_cert(path);
     }
     options

@@ -20,7 +20,7 @@ const LOCK_NOT_AVAILABLE: &str = "55P03";
 ///
 /// Two at once are safe: the second waits for the lock, as long as `lock_timeout`. Statements have no limit,
 /// because building an index may take its time; waiting for locks has, because the service queues up behind.
-pub async fn apply(config: &config::Database, migrations: &Migrator) -> anyhow::Result<()> {
+pub async fn apply(config: &config::database::Database, migrations: &Migrator) -> anyhow::Result<()> {
     let mut migrator = Migrator::with_migrations(migrations.iter().cloned().collect());
     // A rolled-back release meets a schema that is ahead of it, and has nothing to do.
     migrator.set_ignore_missing(true);

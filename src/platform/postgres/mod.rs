@@ -17,7 +17,7 @@ use tokio::sync::Notify;
 use tracing::Span;
 
 use crate::platform::config;
-use crate::platform::config::url::Credentials;
+use crate::platform::config::secret::Credentials;
 use crate::platform::error::Error;
 use crate::platform::postgres::connect::{error_class, options, password};
 use crate::platform::telemetry::metrics::Metrics;
@@ -62,7 +62,11 @@ struct Refusal {
 
 impl Database {
     /// Makes a pool that connects when it is first used.
-    pub fn new(config: &config::Database, migrations: &'static Migrator, metrics: Arc<Metrics>) -> Self {
+    pub fn new(
+        config: &config::database::Database,
+        migrations: &'static Migrator,
+        metrics: Arc<Metrics>,
+    ) -> Self {
         let pool = PgPoolOptions::new()
             .max_connections(config.max_connections)
             .idle_timeout(None)

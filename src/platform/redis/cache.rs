@@ -22,7 +22,8 @@ use tokio::sync::Notify;
 
 use crate::platform::breaker::Breaker;
 use crate::platform::config;
-use crate::platform::config::url::{Credentials, RedisAddress};
+use crate::platform::config::redis::Endpoint;
+use crate::platform::config::secret::Credentials;
 use crate::platform::redis::connect::{RedisClient, error_class};
 use crate::platform::telemetry::metrics::Metrics;
 use crate::platform::telemetry::request_context;
@@ -40,7 +41,7 @@ const RETRY_PAUSE: Duration = Duration::from_millis(250);
 pub struct Cache(Arc<Inner>);
 
 struct Inner {
-    address: RedisAddress,
+    endpoint: Endpoint,
     client: RwLock<RedisClient>,
     refused: Notify,
     prefix: String,
@@ -68,14 +69,14 @@ impl Cache {
     /// Keys begin with `prefix`, as others may use the same Redis. `request_timeout` is the longest time that a
     /// reader takes from the database to [`Cache::fill`].
     pub fn new(
-        config: &config::Redis,
+        config: &config::redis::Redis,
         prefix: &str,
         request_timeout: Duration,
         metrics: Arc<Metrics>,
     ) -> Result<Self, RedisError> {
         Ok(Self(Arc::new(Inner {
-            address: config.address.clone(),
-            client: RwLock::new(RedisClient::new(&config.address)?),
+            endpoint: config.endpoint.clone(),
+            client: RwLock::new(RedisClient::new(&config.endpoint, &config.credentials)?),
             refused: Notify::new(),
             prefix: format!("{prefix}:"),
             operation_timeout: config.operation_timeout,
@@ -88,8 +89,7 @@ impl Cache {
 
     /// Uses `credentials` from now on, if Redis accepts them and lets us write.
     pub async fn change_credentials(&self, credentials: &Credentials) -> Result<(), RedisError> {
-        let Credentials { user, password } = credentials.clone();
-        let client = RedisClient::new(&RedisAddress { user, password, ..self.0.address.clone() })?;
+        let client = RedisClient::new(&self.0.endpoint, credentials)?;
         let mut write = Cmd::set(self.key("credentials"), TOMBSTONE);
         write.arg("PX").arg(1).query_async::<()>(&mut client.manager()).await?;
         *self.0.client.write().unwrap_or_else(PoisonError::into_inner) = client;

@@ -6,8 +6,8 @@ use redis::aio::{ConnectionManager, ConnectionManagerConfig, MultiplexedConnecti
 use redis::io::tcp::TcpSettings;
 use redis::{AsyncConnectionConfig, Client, ConnectionAddr, IntoConnectionInfo, RedisError};
 
-use crate::platform::config::secret::ExposeSecret;
-use crate::platform::config::url::RedisAddress;
+use crate::platform::config::redis::Endpoint;
+use crate::platform::config::secret::{Credentials, ExposeSecret};
 
 /// An address with its credentials. A clone shares the connection.
 #[derive(Clone)]
@@ -18,7 +18,7 @@ pub struct RedisClient {
 
 impl RedisClient {
     /// Connects when it is first used.
-    pub fn new(address: &RedisAddress) -> Result<Self, RedisError> {
+    pub fn new(endpoint: &Endpoint, credentials: &Credentials) -> Result<Self, RedisError> {
         // The manager's own retries and waits would hold up callers for seconds.
         let config = ConnectionManagerConfig::new()
             .set_number_of_retries(1)
@@ -26,7 +26,7 @@ impl RedisClient {
             .set_max_delay(Duration::from_millis(200))
             .set_connection_timeout(Some(Duration::from_millis(250)))
             .set_response_timeout(Some(Duration::from_millis(250)));
-        let client = client(address)?;
+        let client = client(endpoint, credentials)?;
         let manager = ConnectionManager::new_lazy_with_config(client.clone(), config)?;
         Ok(Self { client, manager })
     }
@@ -45,17 +45,17 @@ impl RedisClient {
     }
 }
 
-fn client(address: &RedisAddress) -> Result<Client, RedisError> {
-    let (host, port) = (address.host.clone(), address.port);
-    let addr = match address.tls {
+fn client(endpoint: &Endpoint, credentials: &Credentials) -> Result<Client, RedisError> {
+    let (host, port) = (endpoint.host.clone(), endpoint.port);
+    let addr = match endpoint.tls {
         true => ConnectionAddr::TcpTls { host, port, insecure: false, tls_params: None },
         false => ConnectionAddr::Tcp(host, port),
     };
-    let mut info = redis::RedisConnectionInfo::default().set_db(address.db);
-    if let Some(user) = &address.user {
+    let mut info = redis::RedisConnectionInfo::default().set_db(endpoint.db);
+    if let Some(user) = &credentials.user {
         info = info.set_username(user);
     }
-    if let Some(password) = &address.password {
+    if let Some(password) = &credentials.password {
         info = info.set_password(password.expose_secret());
     }
     let tcp = TcpSettings::default().set_nodelay(true);

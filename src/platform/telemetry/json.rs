@@ -144,6 +144,8 @@ mod tests {
             name: "a\"b\n".to_owned(),
             environment: String::new(),
             instance: "\u{1b}[31m".to_owned(),
+            version: "1.2.3",
+            revision: "abc",
         };
         let mut fields = Fields { message: "new\nline \"quoted\"".to_owned(), ..Fields::default() };
         let mut of_span = Fields::default();

@@ -75,8 +75,7 @@ impl Telemetry {
             .with_targets(["otlp", "opentelemetry-otlp"].map(|name| (name, LevelFilter::OFF)));
         let subscriber = tracing_subscriber::registry().with(format.with_filter(filter));
         #[cfg(feature = "otlp")]
-        let exporter =
-            config.collector.as_ref().map(|collector| Exporter::start(collector, service)).transpose()?;
+        let exporter = config.otlp.as_ref().map(|otlp| Exporter::start(otlp, service)).transpose()?;
         #[cfg(feature = "otlp")]
         let subscriber = subscriber.with(exporter.as_ref().map(Exporter::layer));
         subscriber.try_init()?;

@@ -30,7 +30,7 @@ use uuid::Uuid;
 
 use crate::platform::VERSION;
 use crate::platform::config::Service;
-use crate::platform::config::otlp::Collector;
+use crate::platform::config::otlp::Otlp;
 use crate::platform::config::secret::ExposeSecret;
 use crate::platform::telemetry::request_context::{self, TraceContext};
 
@@ -54,7 +54,7 @@ pub struct Exporter {
 
 impl Exporter {
     /// Starts the thread that sends; whether there is a collector does not matter yet.
-    pub fn start(config: &Collector, service: &Service) -> anyhow::Result<Self> {
+    pub fn start(config: &Otlp, service: &Service) -> anyhow::Result<Self> {
         // reqwest brings no cryptography of its own; an error means that there is some already.
         let _ = rustls::crypto::ring::default_provider().install_default();
         // Straight to the collector: HTTP_PROXY is often set for the way to the world.
