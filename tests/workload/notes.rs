@@ -7,7 +7,6 @@ use app::platform::error::Error;
 use app::platform::http::extract::{Json, Path, Query};
 use app::platform::postgres::Database;
 use app::platform::redis::cache::Cache;
-use app::platform::redis::cache::Cache;
 use app::platform::state::AppState;
 use app::platform::tasks::Tasks;
 use axum::Router;

@@ -170,8 +170,16 @@ impl Config {
         let redis = Redis::read(settings);
         let rotation = Rotation { reload_interval: settings.duration("secrets.reload_interval") };
         let health = Health::read(settings);
-        let shutdown = Shutdown::read(settings);
-        let log = Log::read(settings);
+        let shutdown = Shutdown {
+            ready_delay: settings.duration_or_zero("shutdown.ready_delay"),
+            drain_timeout: settings.duration("shutdown.drain_timeout"),
+            pool_close_timeout: settings.duration("shutdown.pool_close_timeout"),
+        };
+        let log = Log {
+            filter: settings.get("log.level"),
+            format: settings.get("log.format"),
+            buffer_lines: settings.size("log.buffer_lines"),
+        };
         let otlp = Otlp::read(settings);
         validate::check(settings);
         Some(Self {
@@ -242,26 +250,6 @@ impl Health {
             stale_after: settings.duration("health.stale_after"),
             postgres: settings.get("health.postgres"),
             redis: settings.get("health.redis"),
-        }
-    }
-}
-
-impl Shutdown {
-    fn read(settings: &mut Settings) -> Self {
-        Self {
-            ready_delay: settings.duration_or_zero("shutdown.ready_delay"),
-            drain_timeout: settings.duration("shutdown.drain_timeout"),
-            pool_close_timeout: settings.duration("shutdown.pool_close_timeout"),
-        }
-    }
-}
-
-impl Log {
-    fn read(settings: &mut Settings) -> Self {
-        Self {
-            filter: settings.get("log.level"),
-            format: settings.get("log.format"),
-            buffer_lines: settings.size("log.buffer_lines"),
         }
     }
 }

@@ -24,8 +24,9 @@ pub struct ConnectionUrl {
 }
 
 impl ConnectionUrl {
-    /// Reads the secret `key` as a URL with one of `schemes` and no parameters other than `parameters`. Returns an empty
-    /// URL if `key` is not set, and `None` after reporting a problem.
+    /// Reads the secret `key` as a URL with one of `schemes` and no parameters other than `parameters`.
+    ///
+    /// Returns an empty URL if `key` is not set, and `None` after reporting a problem.
     pub fn read(
         settings: &mut Settings,
         key: &str,
