@@ -80,11 +80,11 @@ async fn serve(
     migrations: &'static Migrator,
 ) -> anyhow::Result<u8> {
     let mut signals = Signals::install().context("cannot install signal handlers")?;
-    let (stages, tasks) = (Stages::default(), Tasks::new(config.http.request_timeout));
+    let request_timeout = config.http.request_timeout;
+    let (stages, tasks) = (Stages::default(), Tasks::new(request_timeout));
     let metrics = new_metrics(telemetry)?;
     let health = Health::new(config.health.clone(), stages.clone(), Arc::clone(&metrics));
     let database = Database::new(&config.database, migrations, Arc::clone(&metrics));
-    let request_timeout = config.http.request_timeout;
     let cache = Cache::new(&config.redis, &config.service.name, request_timeout, Arc::clone(&metrics))
         .context("cannot use the address of Redis")?;
     let postgres_probe = PostgresProbe::new(database.clone(), health.clone());
@@ -106,15 +106,8 @@ async fn serve(
     };
     let rotation = Rotation::new(&config, database.clone(), cache.clone(), Arc::clone(&metrics));
     let state = AppState { database: database.clone(), cache, tasks: tasks.clone() };
-    let router = router::build(
-        domains,
-        endpoints,
-        state,
-        &http,
-        health.clone(),
-        Arc::clone(&metrics),
-        telemetry.sampler(),
-    );
+    let sampler = telemetry.sampler();
+    let router = router::build(domains, endpoints, state, &http, health.clone(), metrics.clone(), sampler);
     let listener =
         listener::bind(http.address).with_context(|| format!("cannot listen on {}", http.address))?;
     let address = listener.local_addr().context("cannot tell the address of the listener")?;
