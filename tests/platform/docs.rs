@@ -287,14 +287,18 @@ fn settings_are_known_and_their_defaults_are_true() {
 /// What is registered, from the names in the sources, and what the process collector of the crate adds.
 fn registered() -> BTreeSet<String> {
     let metrics = read("src/platform/telemetry/metrics.rs");
-    let literals = metrics.split('"').filter(|text| text.contains('_') && is_snake_case(text));
+    let declared = metrics.split_once("\nmetrics! {").unwrap().1.split_once("\n}").unwrap().0;
+    let declared = declared.lines().filter_map(|line| line.trim().split_once(": "));
+    let declared = declared
+        .filter(|(name, _)| is_snake_case(name))
+        .map(|(name, kind)| if kind.contains("Counter") { format!("{name}_total") } else { name.to_owned() });
     let elsewhere = ["src/platform/telemetry/mod.rs", "src/platform/telemetry/writer.rs"].map(read).concat();
     let elsewhere = elsewhere.split("Counter::new(\"").skip(1).map(|rest| rest.split('"').next().unwrap());
     let process =
         ["cpu_seconds_total", "open_fds", "max_fds", "virtual_memory_bytes", "resident_memory_bytes"];
     let process =
         process.iter().chain(&["start_time_seconds", "threads"]).map(|name| format!("process_{name}"));
-    literals.chain(elsewhere).map(ToOwned::to_owned).chain(process).collect()
+    declared.chain(elsewhere.map(ToOwned::to_owned)).chain(process).collect()
 }
 
 fn is_snake_case(text: &str) -> bool {

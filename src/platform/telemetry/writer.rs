@@ -80,11 +80,8 @@ impl LogWriter {
         buffer_lines: usize,
         report: impl Fn(u64) -> Vec<u8> + Send + 'static,
     ) -> io::Result<(Self, LogGuard)> {
-        let dropped = IntCounter::new(
-            "log_lines_dropped_total",
-            "Total number of log lines dropped because the buffer was full.",
-        )
-        .map_err(io::Error::other)?;
+        let help = "Total number of log lines dropped because the buffer was full.";
+        let dropped = IntCounter::new("log_lines_dropped_total", help).map_err(io::Error::other)?;
         let shared = Arc::<Shared>::default();
         let (finished_tx, finished_rx) = sync_channel(1);
         let writer = Self { shared: Arc::clone(&shared), limit: buffer_lines, dropped };
