@@ -10,7 +10,6 @@ ARG RUST_IMAGE=rust:1.95.0-slim-trixie@sha256:e14e87345b4d5964ddcc3491d27ee046a0
 # A static binary needs certificates, time zones and /etc/passwd; no shell, no libc.
 ARG RUNTIME_IMAGE=gcr.io/distroless/static-debian13:nonroot@sha256:1c2c046bc09ed40fad370b599a0b1ae7987f55b01e247cf27a7c27cd97e5bbc7
 
-# checkov:skip=CKV_DOCKER_7:it does not look into the arguments, which have exact tags and digests
 FROM ${RUST_IMAGE} AS toolchain
 # The image's own toolchain, whatever rust-toolchain.toml says: rustup would download its components.
 # CARGO_INCREMENTAL: the layers are the cache. SQLX_OFFLINE: queries are checked against .sqlx, not a database.

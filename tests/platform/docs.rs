@@ -306,12 +306,7 @@ fn metrics_are_registered() {
     let registered = registered();
     let families: BTreeSet<_> = registered.iter().map(|name| name.split('_').next().unwrap()).collect();
     // What is called alike: fields of a line of the log, settings, files of secrets, names of compose.
-    let others = [
-        read("docs/log.schema.json"),
-        read("src/platform/config/default.toml"),
-        read("docker-compose.prod.yml"),
-    ]
-    .concat();
+    let others = [read("docs/log.schema.json"), read("src/platform/config/default.toml"), production()].concat();
     let others: BTreeSet<_> = others.split(|c: char| !c.is_ascii_lowercase() && c != '_').collect();
     let mut named = BTreeSet::new();
     for document in documents() {
@@ -363,10 +358,15 @@ fn targets_of_make_exist() {
     }
 }
 
+/// The production stack with its monitoring.
+fn production() -> String {
+    read("docker-compose.prod.yml") + &read("deploy/compose/observability.yml")
+}
+
 /// Containers in the pictures: words in brackets.
 #[test]
 fn containers_exist() {
-    let stack = read("docker-compose.prod.yml");
+    let stack = production();
     let mut count = 0;
     for document in documents() {
         let (blocks, _) = parts(&document.text);
