@@ -1,28 +1,53 @@
-//! What the documents say has to be so: links, paths, settings, metrics, targets of make, and commands, which
-//! `scripts/test-docs` runs. The rules hold as well for what remains of a document without the example domain.
+//! What the documents say has to be true: links, paths, settings, metrics, targets of make, guarantees, and commands, which
+//! `template/proofs/test-docs` runs. The rules also hold for a document without the example domain.
+#![expect(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
+#![expect(clippy::print_stdout, reason = "tests print what they checked")]
 
-use std::collections::BTreeSet;
+#[path = "../../tests/support/mod.rs"]
+#[expect(dead_code, reason = "some of it is for the other test binaries")]
+mod support;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Component, Path, PathBuf};
 
-use app::platform::config::sources::{KEYS, variable};
+use crate::support::setup::Setup;
 
-/// What keeps `scripts/test-docs` from running a block of commands; CONTRIBUTING.md explains each.
+/// Why `template/proofs/test-docs` does not run a block of commands; it documents each.
 const NEEDS: [&str; 5] = ["docker", "registry", "cluster", "root", "time"];
 const LANGUAGES: [&str; 9] = ["console", "diff", "ini", "json", "rust", "sql", "text", "toml", "yaml"];
-/// Where paths of the repository begin. What is made by commands (`secrets/`, `backups/`, `target/`) is not here.
-const FOLDERS: [&str; 9] =
-    ["src/", "tests/", "migrations/", "docs/", "scripts/", "deploy/", "fuzz/", "benches/", "docker-compose"];
-/// What a table row or a marked section has to be about to go with the example domain.
+/// Prefixes of paths in the repository. Commands create `secrets/`, `backups/` and `target/`, so they are not here.
+const FOLDERS: [&str; 8] =
+    ["src/", "tests/", "migrations/", "docs/", "scripts/", "deploy/", ".github/", "docker-compose"];
+/// A table row or a marked section about one of these is removed with the example domain.
 const EXAMPLE: [&str; 3] = ["/v1/links", "/r/{slug}", "src/links"];
-
-/// What differs in a project that is made from this template.
+/// Files that a generated project has instead of those of the template.
 const RENDERED: &str = "template/files";
+const MAX_WORDS: usize = 15_000;
 
 struct Document {
     /// From the root of the repository.
     path: PathBuf,
     text: String,
+    /// What remains when the example domain is removed.
+    without_example: String,
+}
+
+impl Document {
+    fn read(path: PathBuf) -> Self {
+        let text = read(&path);
+        let without_example = without_example(&text);
+        Self { path, text, without_example }
+    }
+
+    /// The text with and without the example domain.
+    fn versions(&self) -> [&str; 2] {
+        [&self.text, &self.without_example]
+    }
+
+    fn is(&self, path: &str) -> bool {
+        self.path == Path::new(path)
+    }
 }
 
 struct Block<'a> {
@@ -36,46 +61,39 @@ fn root() -> PathBuf {
 }
 
 fn read(path: impl AsRef<Path>) -> String {
-    fs::read_to_string(root().join(path)).unwrap()
+    let path = path.as_ref();
+    fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path:?}: {error}"))
 }
 
-/// Not so in a project that was made from it.
-fn is_template() -> bool {
-    root().join(RENDERED).exists()
-}
-
-/// Every document, each as it is and as it is without the example domain.
+/// Every document that a reader of the repository or of a generated project gets.
 fn documents() -> Vec<Document> {
-    let mut paths: Vec<_> =
-        ["README.md", "CONTRIBUTING.md", "migrations/README.md"].map(PathBuf::from).into();
-    // Becomes README.md in a project that is made from this template.
-    paths.extend(is_template().then(|| Path::new(RENDERED).join("README.md.liquid")));
-    for entry in fs::read_dir(root().join("docs")).unwrap() {
-        let name = entry.unwrap().file_name();
-        if Path::new(&name).extension().is_some_and(|extension| extension == "md") {
-            paths.push(Path::new("docs").join(name));
-        }
+    let mut paths: Vec<_> = ["README.md", "migrations/README.md"].map(PathBuf::from).into();
+    paths.push(Path::new(RENDERED).join("README.md.liquid"));
+    for folder in [".github", "docs"] {
+        paths.extend(entries(folder).filter(|path| path.extension().is_some_and(|extension| extension == "md")));
     }
-    let both = |path: PathBuf| {
-        let text = read(&path);
-        let reduced = without_example(&text);
-        [Document { path: path.clone(), text }, Document { path, text: reduced }]
-    };
-    paths.into_iter().flat_map(both).collect()
+    let pages = entries("deploy").map(|folder| folder.join("README.md"));
+    paths.extend(pages.filter(|page| root().join(page).exists()));
+    paths.into_iter().map(Document::read).collect()
 }
 
-/// What remains when the example domain is removed.
+/// The entries of a folder, from the root of the repository.
+fn entries(folder: &str) -> impl Iterator<Item = PathBuf> {
+    let entries = fs::read_dir(root().join(folder)).unwrap();
+    entries.map(move |entry| Path::new(folder).join(entry.unwrap().file_name()))
+}
+
 fn without_example(text: &str) -> String {
     let mut kept = String::new();
     let mut inside = false;
     for line in text.lines() {
         match line {
             "<!-- example -->" => {
-                assert!(!inside, "a marked section in another");
+                assert!(!inside, "a marked section begins inside another");
                 inside = true;
             }
             "<!-- /example -->" => {
-                assert!(inside, "a marked section ends that has not begun");
+                assert!(inside, "a marked section ends without a beginning");
                 inside = false;
             }
             _ if inside => {}
@@ -87,9 +105,10 @@ fn without_example(text: &str) -> String {
     kept
 }
 
-/// Fenced blocks, and the text around them.
+/// Fenced blocks, and the prose between them.
 fn parts(text: &str) -> (Vec<Block<'_>>, Vec<&str>) {
-    let (mut blocks, mut prose) = (Vec::new(), Vec::new());
+    let mut blocks = Vec::new();
+    let mut prose = Vec::new();
     let mut rest = text;
     while let Some(start) = rest.find("```") {
         let (before, fence) = rest.split_at(start);
@@ -105,15 +124,23 @@ fn parts(text: &str) -> (Vec<Block<'_>>, Vec<&str>) {
     (blocks, prose)
 }
 
-/// What stands between backticks in `prose`.
+fn blocks(text: &str) -> Vec<Block<'_>> {
+    parts(text).0
+}
+
+fn prose(text: &str) -> Vec<&str> {
+    parts(text).1
+}
+
+/// Text between backticks.
 fn code(prose: &str) -> Vec<&str> {
-    assert!(prose.matches('`').count().is_multiple_of(2), "a backtick too many in: {prose}");
+    assert!(prose.matches('`').count().is_multiple_of(2), "an unpaired backtick in: {prose}");
     prose.split('`').skip(1).step_by(2).collect()
 }
 
-/// Words in code: of inline code, of commands, and of pictures.
-fn words(document: &Document) -> Vec<&str> {
-    let (blocks, prose) = parts(&document.text);
+/// Words of inline code, of commands, and of diagrams.
+fn words(text: &str) -> Vec<&str> {
+    let (blocks, prose) = parts(text);
     let fenced = blocks.iter().filter(|block| {
         block.language == "console" || (block.language == "text" && block.attributes.is_empty())
     });
@@ -122,17 +149,16 @@ fn words(document: &Document) -> Vec<&str> {
     inline.chain(fenced).map(|word| word.trim_matches(['(', ')', ',', ';', ':', '"', '\''])).collect()
 }
 
-/// Whether `word` stands for many paths, or for one that is made: it has `…`, `*`, a bracket, `$`, or a part in capitals.
+/// Whether `word` is a pattern or a placeholder: it has `…`, `*`, a bracket, `$`, or a part in capitals.
 fn is_pattern(word: &str) -> bool {
     let in_capitals = |part: &str| part.len() > 1 && part.chars().all(|c| c.is_ascii_uppercase() || c == '_');
     word.contains(['…', '*', '<', '{', '$', '=']) || word.split(['/', '.']).any(in_capitals)
 }
 
-/// As GitHub makes them from headings.
+/// The anchors that GitHub derives from headings.
 fn anchors(text: &str) -> BTreeSet<String> {
-    let (_, prose) = parts(text);
     let mut anchors = BTreeSet::new();
-    for line in prose.into_iter().flat_map(str::lines).filter(|line| line.starts_with('#')) {
+    for line in prose(text).into_iter().flat_map(str::lines).filter(|line| line.starts_with('#')) {
         let title = line.trim_start_matches('#').trim().to_lowercase();
         let kept = title.chars().filter(|c| c.is_alphanumeric() || [' ', '-', '_'].contains(c));
         let anchor: String = kept.map(|c| if c == ' ' { '-' } else { c }).collect();
@@ -144,8 +170,8 @@ fn anchors(text: &str) -> BTreeSet<String> {
     anchors
 }
 
-/// `path` without `..`, which `docs/../README.md` has.
-fn normal(path: &Path) -> PathBuf {
+/// Resolves `..` in a path such as `docs/../README.md`.
+fn normalize(path: &Path) -> PathBuf {
     path.components().fold(PathBuf::new(), |mut path, part| {
         if part == Component::ParentDir {
             path.pop();
@@ -161,73 +187,75 @@ fn links_lead_somewhere() {
     let documents = documents();
     let mut count = 0;
     for document in &documents {
-        for prose in parts(&document.text).1 {
-            for link in prose.split("](").skip(1) {
-                let target = link.split(')').next().unwrap();
-                if target.starts_with("https://") || target.contains("{{") {
-                    continue;
-                }
-                count += 1;
-                let (path, anchor) = target.split_once('#').unwrap_or((target, ""));
-                let folder = document.path.parent().unwrap();
-                let folder = folder.strip_prefix(RENDERED).unwrap_or(folder);
-                let path = if path.is_empty() { document.path.clone() } else { normal(&folder.join(path)) };
-                assert!(root().join(&path).exists(), "{:?} links to {target}", document.path);
-                let there = documents.iter().filter(|other| other.path == path);
-                assert!(
-                    anchor.is_empty() || there.clone().all(|there| anchors(&there.text).contains(anchor)),
-                    "{:?} links to {target}, which has no such section",
-                    document.path
-                );
+        for link in document.versions().into_iter().flat_map(prose).flat_map(|prose| prose.split("](").skip(1)) {
+            let target = link.split(')').next().unwrap();
+            if target.starts_with("https://") || target.contains("{{") {
+                continue;
             }
+            count += 1;
+            let (path, anchor) = target.split_once('#').unwrap_or((target, ""));
+            let folder = document.path.parent().unwrap();
+            let folder = folder.strip_prefix(RENDERED).unwrap_or(folder);
+            let path = if path.is_empty() { document.path.clone() } else { normalize(&folder.join(path)) };
+            assert!(root().join(&path).exists(), "{:?} links to {target}", document.path);
+            let page = documents.iter().find(|page| page.path == path);
+            let has_anchor = |page: &Document| page.versions().iter().all(|text| anchors(text).contains(anchor));
+            assert!(
+                anchor.is_empty() || page.is_none_or(has_anchor),
+                "{:?} links to {target}, which has no such section",
+                document.path
+            );
         }
     }
     println!("{count} links");
+    assert!(count > 20, "{count}");
 }
 
 #[test]
 fn paths_exist() {
     let mut count = 0;
+    let mut missing = Vec::new();
     for document in documents() {
-        let (blocks, _) = parts(&document.text);
-        // What a tutorial lets its reader write.
-        let written = blocks.iter().flat_map(|block| &block.attributes);
-        let written: Vec<_> = written.filter_map(|attribute| attribute.strip_prefix("title=")).collect();
-        for word in words(&document) {
+        // A tutorial lets its reader write files.
+        let blocks = blocks(&document.text);
+        let attributes = blocks.iter().flat_map(|block| &block.attributes);
+        let written: Vec<_> = attributes.filter_map(|attribute| attribute.strip_prefix("title=")).collect();
+        for word in words(&document.text) {
             let word = word.trim_end_matches('.').trim_start_matches("./");
-            let at_top = !word.contains('/') && (word.ends_with(".md") || word.ends_with(".toml"));
-            let is_path = at_top || FOLDERS.iter().any(|folder| word.starts_with(folder));
+            let at_root = !word.contains('/') && word.ends_with(".toml");
+            let is_path = at_root || FOLDERS.iter().any(|folder| word.starts_with(folder));
             if !is_path || is_pattern(word) || written.contains(&word) {
                 continue;
             }
             count += 1;
             // docker-compose.yml:deploy/compose/tls.yml
             for path in word.split(':').take_while(|path| !path.starts_with(char::is_numeric)) {
-                let rendered = root().join(format!("{RENDERED}/{path}.liquid"));
-                let rendered = document.path.starts_with(RENDERED) && rendered.exists();
-                assert!(rendered || root().join(path).exists(), "{:?} names {path}", document.path);
+                let is_rendered = document.path.starts_with(RENDERED)
+                    && root().join(format!("{RENDERED}/{path}.liquid")).exists();
+                if !is_rendered && !root().join(path).exists() {
+                    missing.push(format!("{:?} names {path}", document.path));
+                }
             }
         }
     }
     println!("{count} paths");
+    assert!(missing.is_empty(), "{missing:#?}");
     assert!(count > 100, "{count}");
 }
 
-/// Where a project is meant to run is its own choice: these folders may be deleted, each with its page.
+/// A project may delete the folder of an orchestrator, with the page in it.
 #[test]
-fn only_its_own_page_speaks_of_a_platform() {
+fn only_its_own_page_names_an_orchestrator() {
     for document in documents() {
-        for platform in ["kubernetes", "swarm"] {
-            let own = document.path.file_stem().is_some_and(|name| name == platform);
+        for orchestrator in ["kubernetes", "swarm"] {
             let marks = [
-                format!("{platform}.md"),
-                format!("deploy/{platform}"),
-                format!("check-{platform}"),
-                format!("tests/stack/{platform}"),
-                format!("tests/{platform}"),
-                format!("`{platform}::"),
+                format!("deploy/{orchestrator}"),
+                format!("tests/stack/{orchestrator}"),
+                format!("tests/{orchestrator}"),
+                format!("`{orchestrator}::"),
             ];
-            for mark in marks.iter().filter(|_| !own) {
+            let is_own = document.path.starts_with(format!("deploy/{orchestrator}"));
+            for mark in marks.iter().filter(|_| !is_own) {
                 assert!(!document.text.contains(mark), "{:?} names {mark}", document.path);
             }
         }
@@ -235,31 +263,44 @@ fn only_its_own_page_speaks_of_a_platform() {
 }
 
 #[test]
-fn what_remains_without_the_example_does_not_speak_of_it() {
-    for document in documents().iter().skip(1).step_by(2) {
-        for mark in EXAMPLE.iter().chain(&["/r/hello", "api/links.rs", "fuzz_targets/links"]) {
-            assert!(!document.text.contains(mark), "{:?} names {mark}", document.path);
+fn documents_without_the_example_do_not_name_it() {
+    for document in documents() {
+        for mark in EXAMPLE.iter().chain(&["/r/hello", "api/links.rs"]) {
+            assert!(!document.without_example.contains(mark), "{:?} names {mark}", document.path);
         }
-        assert!(!document.text.contains("\n\n\n\n"), "{:?} has a hole", document.path);
+        assert!(!document.without_example.contains("\n\n\n\n"), "{:?} has a hole", document.path);
     }
 }
 
-/// The documents go unchanged into each project that is made from the template.
+/// A generated project gets the other documents as they are.
 #[test]
 fn only_the_readme_names_the_template() {
-    if !is_template() {
-        return;
-    }
     let name = env!("CARGO_PKG_NAME");
-    for document in documents().iter().filter(|document| document.path != Path::new("README.md")) {
+    for document in documents().iter().filter(|document| !document.is("README.md")) {
         assert!(!document.text.to_lowercase().contains(name), "{:?} names {name}", document.path);
     }
 }
 
+/// The keys of the platform with their defaults, from `section.key`.
+fn settings() -> BTreeMap<String, String> {
+    let mut settings = BTreeMap::new();
+    let mut section = String::new();
+    for line in read("src/platform/config/default.toml").lines() {
+        if let Some(name) = line.strip_prefix('[') {
+            section = name.trim_end_matches(']').to_owned();
+        } else if let Some((key, default)) = line.split_once(" = ").filter(|_| !line.starts_with('#')) {
+            settings.insert(format!("{section}.{key}"), default.trim_matches('"').to_owned());
+        }
+    }
+    settings
+}
+
 #[test]
-fn settings_are_known_and_their_defaults_are_true() {
-    let variables: BTreeSet<_> = KEYS.keys().map(|key| variable(key)).collect();
-    let (mut named, mut defaults) = (BTreeSet::new(), 0);
+fn settings_exist_and_their_defaults_are_right() {
+    let settings = settings();
+    let variables: BTreeSet<_> = settings.keys().map(|key| key.replace('.', "__").to_uppercase()).collect();
+    let mut named = BTreeSet::new();
+    let mut defaults = 0;
     for document in documents() {
         for found in document.text.split("APP__").skip(1) {
             let end = found.find(|c: char| !c.is_ascii_uppercase() && c != '_').unwrap_or(found.len());
@@ -267,47 +308,51 @@ fn settings_are_known_and_their_defaults_are_true() {
             if name.is_empty() || name == "SECTION__KEY" {
                 continue;
             }
-            assert!(variables.contains(&format!("APP__{name}")), "{:?} names APP__{name}", document.path);
+            assert!(variables.contains(name), "{:?} names APP__{name}", document.path);
             named.insert(name.to_owned());
         }
         // `section.key` (5 s)
         let spans: Vec<_> = document.text.split('`').collect();
         for pair in spans.windows(2) {
-            let (Some(default), Some(told)) = (KEYS.get(pair[0]), pair[1].strip_prefix(" (")) else {
+            let (Some(default), Some(text)) = (settings.get(pair[0]), pair[1].strip_prefix(" (")) else {
                 continue;
             };
-            let told = told.split(')').next().unwrap().replace([' ', ','], "");
-            assert_eq!(told, *default, "{:?} on {}", document.path, pair[0]);
+            let documented = text.split(')').next().unwrap().replace([' ', ','], "");
+            assert_eq!(documented, default.replace(' ', ""), "{:?} on {}", document.path, pair[0]);
             defaults += 1;
         }
     }
     println!("{} settings, {defaults} defaults", named.len());
-}
-
-/// What is registered, from the names in the sources, and what the process collector of the crate adds.
-fn registered() -> BTreeSet<String> {
-    let metrics = read("src/platform/telemetry/metrics.rs");
-    let literals = metrics.split('"').filter(|text| text.contains('_') && is_snake_case(text));
-    let elsewhere = ["src/platform/telemetry/mod.rs", "src/platform/telemetry/writer.rs"].map(read).concat();
-    let elsewhere = elsewhere.split("Counter::new(\"").skip(1).map(|rest| rest.split('"').next().unwrap());
-    let process =
-        ["cpu_seconds_total", "open_fds", "max_fds", "virtual_memory_bytes", "resident_memory_bytes"];
-    let process =
-        process.iter().chain(&["start_time_seconds", "threads"]).map(|name| format!("process_{name}"));
-    literals.chain(elsewhere).map(ToOwned::to_owned).chain(process).collect()
+    assert!(named.len() > 10 && defaults > 10, "{named:?}, {defaults}");
 }
 
 fn is_snake_case(text: &str) -> bool {
     !text.is_empty() && text.chars().all(|c| c.is_ascii_lowercase() || c == '_')
 }
 
+/// The names that the service exports once it has served a request from the cache. A metric with labels and no value is
+/// not exported.
+fn exported_metrics() -> BTreeSet<String> {
+    let app = Setup::shared().workload().start();
+    app.get("/v1/notes/1");
+    let text = app.get("/metrics").body;
+    let types = text.lines().filter_map(|line| line.strip_prefix("# TYPE "));
+    types.map(|line| line.split(' ').next().unwrap().to_owned()).collect()
+}
+
 #[test]
-fn metrics_are_registered() {
-    let registered = registered();
-    let families: BTreeSet<_> = registered.iter().map(|name| name.split('_').next().unwrap()).collect();
-    // What is called alike: fields of a line of the log, settings, files of secrets, names of compose.
-    let others = [read("docs/log.schema.json"), read("src/platform/config/default.toml"), production()].concat();
-    let others: BTreeSet<_> = others.split(|c: char| !c.is_ascii_lowercase() && c != '_').collect();
+fn metrics_exist() {
+    let exported = exported_metrics();
+    let families: BTreeSet<_> = exported.iter().map(|name| name.split('_').next().unwrap()).collect();
+    // Words that look like a metric: fields of the log, settings, files of secrets, names in compose files.
+    let others = [
+        read("docs/log.schema.json"),
+        read("src/platform/config/default.toml"),
+        read("docker-compose.prod.yml"),
+        read("deploy/compose/observability.yml"),
+    ];
+    let others: BTreeSet<_> =
+        others.iter().flat_map(|text| text.split(|c: char| !c.is_ascii_lowercase() && c != '_')).collect();
     let mut named = BTreeSet::new();
     for document in documents() {
         let (blocks, prose) = parts(&document.text);
@@ -321,9 +366,9 @@ fn metrics_are_registered() {
             if !is_claim || others.contains(word) {
                 continue;
             }
-            let plain = ["_bucket", "_count", "_sum"].iter().find_map(|suffix| word.strip_suffix(suffix));
+            let base = ["_bucket", "_count", "_sum"].iter().find_map(|suffix| word.strip_suffix(suffix));
             assert!(
-                registered.contains(word) || plain.is_some_and(|plain| registered.contains(plain)),
+                exported.contains(word) || base.is_some_and(|base| exported.contains(base)),
                 "{:?} names {word}",
                 document.path
             );
@@ -337,14 +382,14 @@ fn metrics_are_registered() {
 #[test]
 fn targets_of_make_exist() {
     let targets = |file: &str| {
-        let makefile = fs::read_to_string(root().join(file)).unwrap_or_default();
+        let makefile = read(file);
         let names = makefile.lines().filter_map(|line| line.split_once(": ##"));
         names.map(|(name, _)| name.to_owned()).collect::<BTreeSet<_>>()
     };
-    let (everywhere, template) = (targets("Makefile"), targets("GNUmakefile"));
+    let everywhere = targets("Makefile");
+    let template = targets("template/Makefile");
     for document in documents() {
-        // The other documents are those of projects too.
-        let is_readme = document.path == Path::new("README.md");
+        let names_the_template = document.is("README.md") || document.is("docs/guarantees.md");
         let (blocks, prose) = parts(&document.text);
         let commands = blocks.iter().filter(|block| block.language == "console");
         let lines = commands.flat_map(|block| block.text.lines()).chain(prose.into_iter().flat_map(code));
@@ -352,26 +397,21 @@ fn targets_of_make_exist() {
             let Some(target) = line.strip_prefix("make ").and_then(|rest| rest.split(' ').next()) else {
                 continue;
             };
-            let known = everywhere.contains(target) || (is_readme && template.contains(target));
-            assert!(known || is_pattern(target), "{:?} names make {target}", document.path);
+            let exists = everywhere.contains(target) || (names_the_template && template.contains(target));
+            assert!(exists || is_pattern(target), "{:?} names make {target}", document.path);
         }
     }
 }
 
-/// The production stack with its monitoring.
-fn production() -> String {
-    read("docker-compose.prod.yml") + &read("deploy/compose/observability.yml")
-}
-
-/// Containers in the pictures: words in brackets.
+/// Containers in diagrams are words in brackets.
 #[test]
 fn containers_exist() {
-    let stack = production();
+    let stack = [read("docker-compose.prod.yml"), read("deploy/compose/observability.yml")].concat();
     let mut count = 0;
     for document in documents() {
-        let (blocks, _) = parts(&document.text);
-        let pictures = blocks.iter().filter(|block| block.language == "text" && block.attributes.is_empty());
-        for name in pictures.flat_map(|picture| picture.text.split('[').skip(1)) {
+        let blocks = blocks(&document.text);
+        let diagrams = blocks.iter().filter(|block| block.language == "text" && block.attributes.is_empty());
+        for name in diagrams.flat_map(|diagram| diagram.text.split('[').skip(1)) {
             let name = name.split(']').next().unwrap();
             assert!(stack.contains(&format!("\n  {name}:")), "{:?} draws [{name}]", document.path);
             count += 1;
@@ -381,33 +421,34 @@ fn containers_exist() {
 }
 
 #[test]
-fn each_block_says_what_it_is_and_each_command_is_run_or_says_why_not() {
-    let (mut run, mut excused) = (0, 0);
+fn each_block_has_a_language_and_each_command_is_run_or_says_why_not() {
+    let mut run = 0;
+    let mut excused = 0;
     for document in documents() {
-        for block in parts(&document.text).0 {
-            let (language, attributes) = (block.language, &block.attributes);
+        for Block { language, attributes, .. } in document.versions().into_iter().flat_map(blocks) {
             let place = format!("{:?}: ```{language} {attributes:?}", document.path);
             assert!(LANGUAGES.contains(&language), "{place}");
-            let known = |attribute: &&str| match attribute.split_once('=') {
+            let is_known = |attribute: &&str| match attribute.split_once('=') {
                 Some(("needs", why)) => language == "console" && NEEDS.contains(&why),
                 Some(("title", _)) => !["console", "diff"].contains(&language),
                 Some(_) => false,
                 None => matches!((language, *attribute), ("text", "output" | "log") | ("diff", "otherwise")),
             };
-            assert!(attributes.iter().all(known) && attributes.len() <= 1, "{place}");
-            match (language, attributes.is_empty()) {
-                ("console", true) => run += 1,
-                ("console", false) => excused += 1,
-                _ => {}
-            }
+            assert!(attributes.iter().all(is_known) && attributes.len() <= 1, "{place}");
         }
+        let blocks = blocks(&document.text);
+        let commands = blocks.iter().filter(|block| block.language == "console");
+        let (with_needs, without): (Vec<_>, Vec<_>) = commands.partition(|block| !block.attributes.is_empty());
+        run += without.len();
+        excused += with_needs.len();
     }
-    let rules = read("CONTRIBUTING.md");
+    let script = read("template/proofs/test-docs");
+    let rules = read(".github/CONTRIBUTING.md");
     for why in NEEDS {
-        assert!(rules.contains(&format!("| `{why}` |")), "CONTRIBUTING.md says what needs={why} means");
+        assert!(script.contains(&format!("\n#   needs={why} ")), "test-docs does not explain needs={why}");
+        assert!(rules.contains(&format!("`{why}`")), "CONTRIBUTING.md does not name needs={why}");
     }
-    // Each document was counted twice.
-    println!("{} blocks of commands are run, {} say why not", run / 2, excused / 2);
+    println!("{run} blocks of commands are run, {excused} say why not");
     assert!(run > 0);
 }
 
@@ -422,10 +463,11 @@ fn the_readme_promises_what_the_guarantees_have() {
     let page = read("docs/guarantees.md");
     let measured = numbers(&page);
     let readme = read("README.md");
-    let (_, prose) = parts(&readme);
-    let promises = prose.concat();
-    let promises = promises.split("\n- ").filter(|item| item.contains("](docs/guarantees.md#"));
-    for promise in promises.map(|item| item.split("\n\n").next().unwrap()) {
+    let text = prose(&readme).concat();
+    let items = text.split("\n- ").filter(|item| item.contains("](docs/guarantees.md#"));
+    let promises: Vec<_> = items.map(|item| item.split("\n\n").next().unwrap()).collect();
+    assert!(promises.len() > 4, "{promises:?}");
+    for promise in promises {
         for number in numbers(promise) {
             assert!(measured.contains(number), "{number} is not in docs/guarantees.md: {promise}");
         }
@@ -434,6 +476,50 @@ fn the_readme_promises_what_the_guarantees_have() {
         for word in document.text.split(|c: char| !c.is_ascii_alphanumeric()) {
             if word.strip_prefix('G').is_some_and(|number| number.parse::<u8>().is_ok()) {
                 assert!(page.contains(&format!("| {word} |")), "{:?} names {word}", document.path);
+            }
+        }
+    }
+}
+
+#[test]
+fn guarantees_name_tests_that_exist() {
+    let page = read("docs/guarantees.md");
+    let names = code(&page).into_iter().filter(|name| name.contains("::") && !name.starts_with("axum::"));
+    let names: Vec<_> = names.collect();
+    assert!(names.len() > 25, "{names:?}");
+    for name in names {
+        let (module, test) = name.split_once("::").unwrap();
+        let test = format!("fn {}", test.trim_end_matches('…'));
+        let files = ["api", "platform", "process", "stack"].map(|tests| format!("tests/{tests}/{module}.rs"));
+        let mut existing = files.iter().filter(|file| root().join(file).exists());
+        assert!(existing.any(|file| read(file).contains(&test)), "{name}");
+    }
+}
+
+#[test]
+fn documents_stay_short() {
+    let documents = documents();
+    let of_docs = documents.iter().filter(|document| document.path.starts_with("docs"));
+    let count = |document: &Document| document.text.split_whitespace().count();
+    let words: usize = of_docs.map(count).sum();
+    println!("{words} words in docs/, {} in all documents", documents.iter().map(count).sum::<usize>());
+    assert!(words <= MAX_WORDS, "{words}");
+    let files = entries("docs").count();
+    assert!(files <= 11, "{files}");
+    let lines = read("README.md").lines().count();
+    assert!(lines < 120, "{lines}");
+}
+
+/// What a machine can check of the style: US spelling, and an actor with a name.
+#[test]
+fn documents_are_in_us_english_and_name_the_actor() {
+    let british = ["behaviour", "colour", "licence", "labelled", "misspelt", "optimis", "organis", "recognis", "serialis"];
+    let vague = ["nobody", "somebody", "whoever", "mended", "taken back"];
+    for document in documents() {
+        for text in prose(&document.text) {
+            let text = text.to_lowercase();
+            for word in british.iter().chain(&vague) {
+                assert!(!text.contains(word), "{:?} has {word:?}", document.path);
             }
         }
     }
