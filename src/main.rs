@@ -2,8 +2,9 @@
 
 use std::process::ExitCode;
 
-use app::migrations::MIGRATIONS;
-use app::{cli, router};
+use app::platform::cli;
+use app::platform::http::router;
+use app::platform::postgres::migrations::MIGRATIONS;
 
 fn main() -> ExitCode {
     cli::run(router::domains(), &MIGRATIONS)

@@ -10,14 +10,14 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sqlx::Connection;
 
-use super::etag::{Versions, etag, is_held};
 use super::model::{CreateLink, Cursor, IdempotencyKey, Link, Slug, Target, UpdateLink};
 use super::store;
-use crate::cache::Cache;
-use crate::error::Error;
-use crate::extract::{self, Json, Path, Query};
-use crate::postgres::Database;
-use crate::shutdown::Tasks;
+use crate::platform::error::Error;
+use crate::platform::http::conditional::{Versions, etag, is_held};
+use crate::platform::http::extract::{self, Json, Path, Query};
+use crate::platform::postgres::Database;
+use crate::platform::redis::cache::Cache;
+use crate::platform::shutdown::Tasks;
 
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 const DEFAULT_LIMIT: u16 = 20;

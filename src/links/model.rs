@@ -8,7 +8,7 @@ use time::OffsetDateTime;
 use url::Url;
 use uuid::Uuid;
 
-use crate::error::FieldError;
+use crate::platform::error::FieldError;
 
 const MAX_URL_BYTES: usize = 2048;
 const MAX_SLUG_BYTES: usize = 64;

@@ -6,13 +6,4 @@
 #[expect(dead_code, reason = "some of it is for the other test binary")]
 mod support;
 
-mod config;
-mod deployment;
-mod docs;
-mod health;
-mod house;
-mod http;
 mod links;
-mod logs;
-mod metrics;
-mod observability;

@@ -92,7 +92,7 @@ fn the_version_has_the_revision() {
     let (code, stdout, _, _) = app(&["--version"], &[]);
 
     assert_eq!(code, Some(0));
-    assert_eq!(stdout.trim(), format!("app {} ({})", app::VERSION, app::REVISION));
+    assert_eq!(stdout.trim(), format!("app {} ({})", app::platform::VERSION, app::platform::REVISION));
 }
 
 #[test]

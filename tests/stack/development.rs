@@ -31,7 +31,7 @@ fn the_development_stack_reloads_an_edit() {
     assert!(published.contains(&format!("127.0.0.1:{port}->")), "{published}");
 
     let start = Instant::now();
-    checkout.edit("src/management.rs", "\"alive\"", "\"edited\"");
+    checkout.edit("src/platform/http/management.rs", "\"alive\"", "\"edited\"");
     let live = eventually(Duration::from_secs(180), "the edit", || {
         let answer = Client::try_connect(address)?.try_request("GET", "/health/live", &[], "")?;
         (answer.json() == json!({"status": "edited"})).then(|| start.elapsed())
@@ -40,7 +40,7 @@ fn the_development_stack_reloads_an_edit() {
     // The data of before the edit, from a file that did not exist when the watch began.
     std::fs::write(checkout.path().join("src/added.rs"), "").unwrap();
     checkout.edit("src/lib.rs", "pub mod address;", "pub mod added;\npub mod address;");
-    checkout.edit("src/management.rs", "\"edited\"", "\"twice\"");
+    checkout.edit("src/platform/http/management.rs", "\"edited\"", "\"twice\"");
     eventually(Duration::from_secs(180), "the second edit", || {
         let answer = Client::try_connect(address)?.try_request("GET", "/health/live", &[], "")?;
         (answer.json() == json!({"status": "twice"})).then_some(())

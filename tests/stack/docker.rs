@@ -105,7 +105,7 @@ impl Checkout {
         checkout.edit("src/lib.rs", "pub mod address;", modules);
         let (signature, routes) = ("-> Router<AppState> {\n    ", "crate::notes::router()");
         let no_routes = format!("{signature}Router::new()");
-        checkout.edit("src/router.rs", &no_routes, &format!("{signature}{routes}"));
+        checkout.edit("src/platform/http/router.rs", &no_routes, &format!("{signature}{routes}"));
         let checks = fs::read_to_string(checkout.path().join("deploy/checks")).unwrap();
         let checks = checks + "GET /v1/notes?limit=1 200\nGET /v1/notes/0 404\n";
         fs::write(checkout.path().join("deploy/checks"), checks).unwrap();

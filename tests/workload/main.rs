@@ -6,11 +6,11 @@ use std::process::ExitCode;
 use std::sync::LazyLock;
 use std::time::Duration;
 
-use app::cli;
-use app::error::Error;
-use app::postgres::Database;
-use app::shutdown::Tasks;
-use app::state::AppState;
+use app::platform::cli;
+use app::platform::error::Error;
+use app::platform::postgres::Database;
+use app::platform::shutdown::Tasks;
+use app::platform::state::AppState;
 use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::{Path, State};

@@ -3,12 +3,12 @@
 
 use std::time::SystemTime;
 
-use app::cache::Cache;
-use app::error::Error;
-use app::extract::{Json, Path, Query};
-use app::postgres::Database;
-use app::shutdown::Tasks;
-use app::state::AppState;
+use app::platform::error::Error;
+use app::platform::http::extract::{Json, Path, Query};
+use app::platform::postgres::Database;
+use app::platform::redis::cache::Cache;
+use app::platform::shutdown::Tasks;
+use app::platform::state::AppState;
 use axum::Router;
 use axum::extract::State;
 use axum::http::StatusCode;

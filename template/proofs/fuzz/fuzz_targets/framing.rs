@@ -5,7 +5,7 @@
 use std::cell::RefCell;
 use std::sync::LazyLock;
 
-use app::framing::{Conflict, Recent, Tap};
+use app::platform::http::framing::{Conflict, Recent, Tap};
 use arbitrary::Arbitrary;
 use axum::body::{Body, to_bytes};
 use hyper::body::Incoming;

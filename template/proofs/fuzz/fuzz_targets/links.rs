@@ -1,8 +1,8 @@
 //! Whatever a client of the links sends: what is accepted is of the form that the rest of the service relies on.
 #![no_main]
 
-use app::extract;
-use app::links::etag::{Versions, etag, is_held};
+use app::platform::http::extract;
+use app::platform::http::conditional::{Versions, etag, is_held};
 use app::links::model::{CreateLink, Cursor, IdempotencyKey, Slug, Target, UpdateLink};
 use arbitrary::Arbitrary;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, header};

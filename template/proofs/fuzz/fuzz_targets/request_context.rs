@@ -2,7 +2,7 @@
 //! is continued.
 #![no_main]
 
-use app::context::{RequestContext, TraceContext};
+use app::platform::telemetry::request_context::{RequestContext, TraceContext};
 use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
 

@@ -5,7 +5,7 @@
 use std::io::{Seek, Write};
 use std::sync::{LazyLock, Mutex};
 
-use app::secret::read_file;
+use app::platform::config::secret::read_file;
 use libfuzzer_sys::fuzz_target;
 use tempfile::NamedTempFile;
 

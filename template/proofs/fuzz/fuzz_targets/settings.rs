@@ -6,8 +6,8 @@ use std::ffi::OsString;
 use std::io::Write;
 use std::os::unix::ffi::OsStringExt;
 
-use app::config::Config;
-use app::settings::{KEYS, Settings, variable};
+use app::platform::config::Config;
+use app::platform::config::sources::{KEYS, Settings, variable};
 use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
 use tempfile::NamedTempFile;

@@ -1,0 +1,4 @@
+//! Redis as a cache.
+
+pub mod cache;
+pub mod connect;
