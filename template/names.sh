@@ -5,6 +5,7 @@
 
 # The files that name the project.
 shopt -s nullglob
+# shellcheck disable=SC2034 # used by siblings and rename
 named=(.env.example Cargo.toml deploy/kubernetes/overlays/*/kustomization.yaml)
 shopt -u nullglob
 
@@ -17,8 +18,8 @@ label_of() {
 # Prints the script for `sed -E` that writes name $2 and label $3 into file $1.
 naming() {
   case $1 in
-    Cargo.toml) echo "1,/^name = / s/^name = .*/name = \"$2\"/" ;;
-    .env.example) echo "s/^APP_IMAGE=.*/APP_IMAGE=$2/; s/^APP_NAME=.*/APP_NAME=$3/" ;;
-    *) echo "s/(namespace:? )[a-z0-9-]+-(production|staging)/\\1$3-\\2/" ;;
+    Cargo.toml) printf '1,/^name = / s/^name = .*/name = "%s"/' "$2" ;;
+    .env.example) printf 's/^APP_IMAGE=.*/APP_IMAGE=%s/; s/^APP_NAME=.*/APP_NAME=%s/' "$2" "$3" ;;
+    *) printf 's/(namespace:? )[a-z0-9-]+-(production|staging)/\\1%s-\\2/' "$3" ;;
   esac
 }
