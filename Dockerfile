@@ -3,14 +3,13 @@
 #                    -> dev      hot reload, for docker-compose.yml         docker build --target dev .
 #
 # No `syntax` line: each engine since 25.0 knows all that is used here, so that building needs no frontend from a
-# registry. Tags are exact, digests those of the multi-platform index; docs/image.md has the reasons and the figures.
+# registry. Tags are exact, digests those of the multi-platform index; docs/decisions.md has the reasons and the figures.
 
 # The version of rust-toolchain.toml: a test compares them.
 ARG RUST_IMAGE=rust:1.95.0-slim-trixie@sha256:e14e87345b4d5964ddcc3491d27ee046a0f23820f340c3c1e24da6880141f7c0
 # A static binary needs certificates, time zones and /etc/passwd; no shell, no libc.
 ARG RUNTIME_IMAGE=gcr.io/distroless/static-debian13:nonroot@sha256:1c2c046bc09ed40fad370b599a0b1ae7987f55b01e247cf27a7c27cd97e5bbc7
 
-# checkov:skip=CKV_DOCKER_7:it does not look into the arguments, which have exact tags and digests
 FROM ${RUST_IMAGE} AS toolchain
 # The image's own toolchain, whatever rust-toolchain.toml says: rustup would download its components.
 # CARGO_INCREMENTAL: the layers are the cache. SQLX_OFFLINE: queries are checked against .sqlx, not a database.

@@ -1,8 +1,8 @@
 # The commands of daily work. Each is a line or a script that works without make as well.
 
 .DEFAULT_GOAL := help
-.PHONY: backup bench deploy drill faults fmt fuzz guarantees help image meter policy push remove-example restore rollback run \
-  sabotage sbom scan secrets soak sqlx test test-stack update
+.PHONY: backup deploy drill faults fmt guarantees help image meter policy push remove-example restore rollback run sbom \
+  scan secrets soak sqlx test test-stack update
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -65,21 +65,13 @@ fmt: ## Format the code
 sqlx: ## Update .sqlx after a change of a query or a migration
 	@scripts/sqlx-prepare
 
-guarantees: ## Measure every guarantee, in a release build, and a stock service beside it; half an hour
+guarantees: ## Measure every guarantee in a release build
 	@scripts/guarantees
 
-soak: ## Ten minutes of mixed faults under load
+soak: ## Run ten minutes of mixed faults under load
 	@scripts/guarantees soak
-
-sabotage: ## Break each guarantee and see its test turn red; half an hour
-	@scripts/sabotage
-
-fuzz: ## Fuzz what parses untrusted bytes, a minute each
-	@scripts/fuzz
-
-bench: ## Measure requests per second
-	cargo build --release --locked --examples
-	cargo bench --bench http
 
 update: ## Merge what is new in the template, up to TO=v1.2.3, into this project
 	@scripts/update "$(TO)"
+
+-include template/Makefile

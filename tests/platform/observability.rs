@@ -138,7 +138,7 @@ fn the_rules_expect_what_compose_starts() {
 
 #[test]
 fn every_alert_is_fired_kept_quiet_and_explained() {
-    let (tests, runbook) = (read("tests/prometheus/alerts.yml"), read("docs/runbook.md"));
+    let (tests, runbook) = (read("deploy/prometheus/alerts_test.yml"), read("docs/runbook.md"));
     let alerts = values(&read("deploy/prometheus/alerts.yml"), "alert");
     assert!(alerts.len() > 10, "{alerts:?}");
     let cases: Vec<_> = tests.split("\n  - name: ").skip(1).collect();

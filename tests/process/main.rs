@@ -15,5 +15,4 @@ mod overload;
 mod rotation;
 mod shutdown;
 mod soak;
-mod stock;
 mod tracing;

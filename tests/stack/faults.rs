@@ -50,7 +50,7 @@ fn faults() {
 }
 
 fn measure((name, begin, end, expected): Fault) {
-    let stack = Stack::new("faults");
+    let stack = Stack::monitored("faults");
     remember_six_hours(&stack);
     let prometheus = Prometheus::start(&stack, &["blue"]);
     // nginx asks for the names of replicas every two seconds.

@@ -25,9 +25,8 @@ const AUTHORIZATION: &str = "Basic bG9nczpzZWNyZXQ=";
 #[test]
 fn the_log_collector() {
     let store = LogStore::start();
-    let mut stack = Stack::new("logging");
+    let mut stack = Stack::monitored("logging");
     fs::write(stack.secrets().join("log_store_authorization"), format!("{AUTHORIZATION}\n")).unwrap();
-    stack.project.set("COMPOSE_PROFILES", "observability");
     stack.project.set("LOG_STORE_URL", &store.url());
     stack.project.set("LOG_BUFFER_BYTES", "4194304"); // soon full
     stack.start_only(&["nginx", "blue", "logs"]);

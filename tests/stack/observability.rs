@@ -93,7 +93,7 @@ fn queries(dashboard: &str) -> Vec<(String, String)> {
 
 #[test]
 fn the_dashboards_and_rules_on_the_production_stack() {
-    let stack = Stack::new("observability");
+    let stack = Stack::monitored("observability");
     let start = Instant::now();
     let prometheus = Prometheus::start(&stack, &["blue", "green"]);
     println!("up and healthy after {:.1?}", start.elapsed());

@@ -26,20 +26,31 @@ impl Stack {
         Self::of(image(), name)
     }
 
+    /// The same with Prometheus, Grafana and the collector of logs, which are not started with it.
+    pub fn monitored(name: &str) -> Self {
+        Self::with_overrides(image(), name, &["deploy/compose/observability.yml"])
+    }
+
     pub fn of(checkout: &Checkout, name: &str) -> Self {
+        Self::with_overrides(checkout, name, &[])
+    }
+
+    fn with_overrides(checkout: &Checkout, name: &str, overrides: &[&str]) -> Self {
         let checkout = checkout.path();
         let secrets = TempDir::new().unwrap();
         let folder = secrets.path().to_str().unwrap().to_owned();
         run(Command::new(checkout.join("deploy/make-secrets")).env("SECRETS_DIR", &folder));
         let port = free_port();
         let variables = [
+            ("APP_NAME", "test".to_owned()),
             ("APP_IMAGE", IMAGE.to_owned()),
             ("APP_TAG", "clean".to_owned()),
             ("HTTP_BIND", "127.0.0.1".to_owned()),
             ("HTTP_PORT", port.to_string()),
             ("SECRETS_DIR", folder),
         ];
-        let project = Project::new(name, &[checkout.join("docker-compose.prod.yml")], &variables);
+        let files = ["docker-compose.prod.yml"].iter().chain(overrides).map(|file| checkout.join(file));
+        let project = Project::new(name, &files.collect::<Vec<_>>(), &variables);
         Self { project, address: ([127, 0, 0, 1], port).into(), folder: checkout.to_owned(), secrets }
     }
 

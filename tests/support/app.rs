@@ -63,7 +63,7 @@ impl App {
             *text.lock().unwrap() = String::from_utf8_lossy(&bytes).into_owned();
         }));
         let database = setup.database().to_owned();
-        Self { address, database, child, log, errors, readers, keeps_contract: setup.is_of_the_service() }
+        Self { address, database, child, log, errors, readers, keeps_contract: setup.keeps_contract() }
     }
 
     pub fn get(&self, path: &str) -> Response {

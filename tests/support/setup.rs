@@ -59,9 +59,9 @@ impl Setup {
         Self { program: example("workload"), commands: example("workload"), ..self }
     }
 
-    /// The example `stock`, `axum::serve` and default settings, on the schema of `workload`.
-    pub fn stock(self) -> Self {
-        Self { program: example("stock"), commands: example("workload"), ..self }
+    /// Serves with the example `name`, which has a log of its own kind, on the schema of `workload`.
+    pub fn served_by(self, name: &str) -> Self {
+        Self { program: example(name), commands: example("workload"), ..self }
     }
 
     pub fn set(mut self, name: &str, value: impl Display) -> Self {
@@ -103,9 +103,9 @@ impl Setup {
         self.read_output
     }
 
-    /// The example `stock` has a log of its own kind.
-    pub fn is_of_the_service(&self) -> bool {
-        !self.program.ends_with("/stock")
+    /// Whether the log has to follow docs/log.schema.json.
+    pub fn keeps_contract(&self) -> bool {
+        self.program == self.commands
     }
 
     /// The name of the database that it was given.

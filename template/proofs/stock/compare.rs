@@ -1,25 +1,46 @@
-//! The measurements of `docs/guarantees.md` on a service that is written as the guides of its crates show
-//! (`tests/stock`): `make guarantees` runs them. They print, and assert nothing.
+//! The measurements of `docs/guarantees.md` on the stock service of `main.rs`: `make guarantees` runs them. They print, and
+//! assert nothing.
+#![expect(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
+#![expect(clippy::print_stdout, reason = "tests print what they measured")]
+
+#[path = "../../../tests/support/mod.rs"]
+#[expect(dead_code, reason = "some of it is for the other test binaries")]
+mod support;
+
+// They have the measurements, and tests of the service, which `--skip ::` leaves out.
+#[path = "../../../tests/process/consistency.rs"]
+mod consistency;
+#[path = "../../../tests/process/dependencies.rs"]
+mod dependencies;
+#[path = "../../../tests/process/overload.rs"]
+mod overload;
+#[path = "../../../tests/process/shutdown.rs"]
+mod shutdown;
 
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-use crate::consistency::leave_and_write;
-use crate::dependencies::{Loss, add_note};
-use crate::overload::{busy, overload, setup};
-use crate::shutdown::{sent, terminate};
-use crate::support::app::App;
-use crate::support::load::Load;
-use crate::support::proxy::Proxy;
-use crate::support::repeatedly;
-use crate::support::servers::{self, Server};
-use crate::support::setup::Setup;
+use consistency::leave_and_write;
+use dependencies::{Loss, add_note};
+use overload::{busy, overload, setup};
+use shutdown::{sent, terminate};
+use support::app::App;
+use support::http::Client;
+use support::load::Load;
+use support::proxy::Proxy;
+use support::repeatedly;
+use support::servers::{self, Server};
+use support::setup::Setup;
 
 /// Longer than any time of the service's own.
 const PATIENCE: Duration = Duration::from_secs(12);
 
+fn stock() -> Setup {
+    Setup::shared().served_by("stock")
+}
+
 fn start() -> App {
-    Setup::shared().stock().start()
+    stock().start()
 }
 
 /// Whether `check` comes true within `PATIENCE`, and when.
@@ -62,7 +83,7 @@ fn g2_states_of_clients_at_shutdown() {
 #[test]
 #[ignore = "a comparison: make guarantees"]
 fn g4_cancelled_transactions() {
-    let writes = leave_and_write(Setup::shared().stock(), "/naive/3");
+    let writes = leave_and_write(stock(), "/naive/3");
     println!(
         "after 100 clients left: 50 writes, {} answered 200, {} are there",
         writes.answered, writes.seen
@@ -76,7 +97,7 @@ fn outage(kind: &str, loss: Loss, path: &str) {
         "redis" => Setup::on(servers::postgres(), &server).set("REDIS__PORT", proxy.port),
         _ => Setup::on(&server, servers::redis()).set("DATABASE__PORT", proxy.port),
     };
-    let app = setup.stock().start();
+    let app = setup.served_by("stock").start();
     add_note(if kind == "redis" { servers::postgres() } else { &server }, &app);
     let mut back = String::new();
     let report = Load::get(app.address, path).closed(4, || {
@@ -130,8 +151,7 @@ fn g9_slow_clients() {
     let head = format!("GET / HTTP/1.1\r\nhost: a\r\nx: {}", "y".repeat(400_000));
     let clients: Vec<_> = (0..300).map(|_| sent(&app, head.as_bytes())).collect();
     repeatedly(Duration::from_secs(1), || {});
-    let open =
-        |clients: &[crate::support::http::Client]| clients.iter().filter(|client| is_open(client)).count();
+    let open = |clients: &[Client]| clients.iter().filter(|client| is_open(client)).count();
     println!(
         "300 unfinished heads of 400 KB: {} KiB more memory, {} open",
         app.resident_kib() - before,
@@ -142,7 +162,7 @@ fn g9_slow_clients() {
     println!("three slow clients: cut {}", in_time(|| open(&clients) == 0));
 }
 
-fn is_open(client: &crate::support::http::Client) -> bool {
+fn is_open(client: &Client) -> bool {
     client.stream.set_nonblocking(true).unwrap();
     let peeked = client.stream.peek(&mut [0]);
     peeked.is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock)
@@ -151,7 +171,7 @@ fn is_open(client: &crate::support::http::Client) -> bool {
 #[test]
 #[ignore = "a comparison: make guarantees"]
 fn g13_overload() {
-    overload(&setup().stock().start()).print();
+    overload(&setup().served_by("stock").start()).print();
 }
 
 #[test]
@@ -176,7 +196,7 @@ fn g22_second_signal() {
 #[test]
 #[ignore = "a comparison: make guarantees"]
 fn g25_descriptors() {
-    let app = Setup::shared().stock().with_descriptors(64).start();
+    let app = stock().with_descriptors(64).start();
     let _clients: Vec<_> = (0..200)
         .map_while(|_| TcpStream::connect_timeout(&app.address, Duration::from_secs(1)).ok())
         .collect();

@@ -6,11 +6,11 @@
 #![expect(clippy::unwrap_used, reason = "a benchmark that cannot be set up has failed")]
 #![expect(clippy::print_stdout, reason = "a benchmark prints")]
 
-#[path = "../tests/support/mod.rs"]
+#[path = "../../tests/support/mod.rs"]
 #[expect(dead_code, reason = "most of it is for the tests")]
 mod support;
 
-#[path = "../tests/workload/notes.rs"]
+#[path = "../../tests/workload/notes.rs"]
 mod notes;
 
 use std::net::SocketAddr;
