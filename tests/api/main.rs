@@ -1,6 +1,4 @@
 //! What the service answers: the real binary on real servers.
-#![expect(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
-#![expect(clippy::print_stdout, reason = "tests print what they measured")]
 
 #[path = "../support/mod.rs"]
 #[expect(dead_code, reason = "some of it is for the other test binary")]

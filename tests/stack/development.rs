@@ -12,6 +12,9 @@ use crate::support::{eventually, free_port};
 #[test]
 fn the_development_stack_reloads_an_edit() {
     let checkout = Checkout::with_notes();
+    // As in a new project, which has the lock file of the template.
+    let own = format!("name = \"{}\"\n", env!("CARGO_PKG_NAME"));
+    checkout.edit("Cargo.lock", &own, "name = \"template\"\n");
     let port = free_port();
     let variables = [
         ("DEV_PORT", port.to_string()),
@@ -22,6 +25,8 @@ fn the_development_stack_reloads_an_edit() {
     let start = Instant::now();
     project.compose(&["up", "--detach", "--build", "--wait", "--wait-timeout", "600"]);
     println!("up and healthy after {:.1?}, with everything compiled", start.elapsed());
+    let lock = std::fs::read_to_string(checkout.path().join("Cargo.lock")).unwrap();
+    assert!(lock.contains(&own) && !lock.contains("name = \"template\"\n"), "{lock}");
 
     let address = SocketAddr::from(([127, 0, 0, 1], port));
     let note = Client::connect(address).send("POST", "/v1/notes", &[], &json!({"text": "hello"})).json();
