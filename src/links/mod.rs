@@ -1,7 +1,7 @@
 //! EXAMPLE DOMAIN: short links. Delete it with `make remove-example`, or copy the folder for a domain of your own.
 //!
-//! It shows each pattern once: create with an idempotency key, keyset pagination, conditional requests with
-//! ETags, a transaction that survives its client, and a read path through the cache.
+//! It shows each pattern once: creation with an idempotency key, keyset pagination, conditional requests with ETags, a
+//! transaction that outlives its client, and a read path through the cache.
 
 mod handlers;
 pub mod model;

@@ -1,54 +1,54 @@
-//! A circuit breaker: what fails again and again is left alone for a while.
+//! A circuit breaker: skips operations on a dependency that keeps failing.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// Failures in a row that open the breaker.
+/// Consecutive failures that open the breaker.
 const FAILURES: u32 = 5;
 
-/// Opens after failures in a row, and then admits one operation per pause until one succeeds.
+/// Opens after consecutive failures, and then admits one operation per pause until one succeeds.
 pub struct Breaker {
     start: Instant,
     pause: Duration,
     failures: AtomicU32,
     /// Milliseconds after `start` at which the next operation is admitted.
-    next_try: AtomicU64,
+    next_attempt: AtomicU64,
 }
 
 impl Breaker {
     pub fn new(pause: Duration) -> Self {
-        Self { start: Instant::now(), pause, failures: AtomicU32::new(0), next_try: AtomicU64::new(0) }
+        Self { start: Instant::now(), pause, failures: AtomicU32::new(0), next_attempt: AtomicU64::new(0) }
     }
 
     pub fn is_open(&self) -> bool {
         self.failures.load(Ordering::Relaxed) >= FAILURES
     }
 
-    /// Whether an operation may be tried now; its result is to be recorded.
-    pub fn admits(&self) -> bool {
+    /// Returns whether an operation may be attempted at `now`. The caller records its result.
+    pub fn admits(&self, now: Instant) -> bool {
         if !self.is_open() {
             return true;
         }
-        let next_try = self.next_try.load(Ordering::Relaxed);
-        let now = self.start.elapsed().as_millis() as u64;
-        // Whoever moves the time of the next try is the one that tries.
-        now >= next_try
-            && self
-                .next_try
-                .compare_exchange(next_try, self.later(), Ordering::Relaxed, Ordering::Relaxed)
-                .is_ok()
+        let next_attempt = self.next_attempt.load(Ordering::Relaxed);
+        if self.milliseconds(now) < next_attempt {
+            return false;
+        }
+        // Of several callers, the one that moves the time of the next attempt makes this one.
+        let later = self.milliseconds(now + self.pause);
+        self.next_attempt.compare_exchange(next_attempt, later, Ordering::Relaxed, Ordering::Relaxed).is_ok()
     }
 
-    pub fn record(&self, success: bool) {
+    /// Records the result of an operation that ended at `now`.
+    pub fn record(&self, success: bool, now: Instant) {
         if success {
             self.failures.store(0, Ordering::Relaxed);
         } else if self.failures.fetch_add(1, Ordering::Relaxed) + 1 == FAILURES {
-            self.next_try.store(self.later(), Ordering::Relaxed);
+            self.next_attempt.store(self.milliseconds(now + self.pause), Ordering::Relaxed);
         }
     }
 
-    fn later(&self) -> u64 {
-        (self.start.elapsed() + self.pause).as_millis() as u64
+    fn milliseconds(&self, at: Instant) -> u64 {
+        at.saturating_duration_since(self.start).as_millis() as u64
     }
 }
 
@@ -59,18 +59,19 @@ mod tests {
     #[test]
     fn an_open_breaker_admits_one_operation_per_pause() {
         let breaker = Breaker::new(Duration::from_secs(1));
+        let opened = Instant::now();
         for _ in 0..FAILURES {
-            assert!(breaker.admits());
-            breaker.record(false);
+            assert!(breaker.admits(opened));
+            breaker.record(false, opened);
         }
-        assert!(!breaker.admits());
 
-        while !breaker.admits() {
-            assert!(breaker.start.elapsed() < Duration::from_secs(10));
-        }
-        assert!(!breaker.admits());
+        let at = |milliseconds| opened + Duration::from_millis(milliseconds);
+        assert!(!breaker.admits(at(998)));
+        assert!(breaker.admits(at(1001)));
+        assert!(!breaker.admits(at(1002)));
+        assert!(breaker.admits(at(2002)));
 
-        breaker.record(true);
-        assert!(breaker.admits() && breaker.admits());
+        breaker.record(true, at(2003));
+        assert!(breaker.admits(at(2003)) && breaker.admits(at(2003)));
     }
 }

@@ -1,33 +1,74 @@
-//! Signals and the stages of a shutdown. `server` walks through them; everything else only looks.
+//! A shutdown from the signal to the exit code.
 //!
-//! 1. draining: not ready; new connections are still served, each response closes its connection.
-//! 2. closing: the listener is gone; requests in progress go on.
-//! 3. cutting: the deadline has passed.
+//! 1. **Draining.** Not ready. New connections are still served for `ready_delay`, so that load balancers can deregister
+//!    the instance; each response closes its connection.
+//! 2. **Closing.** The listener is closed; requests in progress continue for `drain_timeout`.
+//! 3. **Cutting.** Connections that remain are aborted.
+//! 4. Tasks end, then the connection pool closes, then the log and the spans are flushed (`cli`).
+//!
+//! One deadline counts from the signal. A second signal ends the shutdown immediately.
 
-use std::panic::resume_unwind;
-use std::pin::pin;
+use std::io;
+use std::pin::Pin;
+use std::process::ExitCode;
 use std::time::Duration;
 
+use anyhow::Context;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::time::timeout;
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
-use tracing::Instrument;
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
-use crate::platform::error::Error;
-use crate::platform::telemetry::request_context;
+use crate::platform::config;
+use crate::platform::http::connection::Connections;
+use crate::platform::postgres::Database;
+use crate::platform::stages::Stages;
+use crate::platform::tasks::Tasks;
 
-/// SIGTERM (orchestrators) and SIGINT (Ctrl-C). tokio never gives back the default action, so a second
-/// signal has to be read too.
+/// How long aborted connections get to notice it. A handler that blocks its thread does not.
+const ABORT_GRACE: Duration = Duration::from_millis(200);
+
+/// How the process ends.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Exit {
+    /// 0: the command succeeded; a shutdown aborted no work.
+    Clean,
+    /// 1: an error, which is in the log or on stderr.
+    Failed,
+    /// 3: the shutdown aborted work at its deadline.
+    WorkCut,
+    /// 78, EX_CONFIG of sysexits(3): configuration errors, all on stderr.
+    ConfigurationInvalid,
+    /// 128 + n: signal number n ended the command, or was the second one during a shutdown.
+    Signal(u8),
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(match exit {
+            Exit::Clean => 0,
+            Exit::Failed => 1,
+            Exit::WorkCut => 3,
+            Exit::ConfigurationInvalid => 78,
+            Exit::Signal(number) => 128 + number,
+        })
+    }
+}
+
+/// SIGTERM (orchestrators) and SIGINT (Ctrl-C). tokio never restores the default action, so a second signal has to be
+/// handled as well.
 pub struct Signals {
     terminate: Signal,
     interrupt: Signal,
 }
 
 impl Signals {
-    /// Installs the handlers: before anything slow, or an early signal kills PID 1 never or a start-up rudely.
-    pub fn install() -> std::io::Result<Self> {
-        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    /// Installs the handlers. Call this first: until it returns, SIGTERM kills the process without a drain, and as PID 1
+    /// the process ignores it.
+    pub fn install() -> anyhow::Result<Self> {
+        let install = |kind| signal(kind).context("failed to install a signal handler");
+        Ok(Self {
+            terminate: install(SignalKind::terminate())?,
+            interrupt: install(SignalKind::interrupt())?,
+        })
     }
 
     /// Waits for the next signal and returns its number.
@@ -39,61 +80,67 @@ impl Signals {
     }
 }
 
-/// Does `work`, or stops it at the first signal with exit code 128 + n.
-pub async fn or_signal(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<u8> {
+/// Awaits `work`, or cancels it at the first signal.
+pub async fn or_signal(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<Exit> {
     let mut signals = Signals::install()?;
     tokio::select! {
-        result = work => result.map(|()| 0),
-        signal = signals.next() => Ok(128 + signal),
+        result = work => result.map(|()| Exit::Clean),
+        signal = signals.next() => Ok(Exit::Signal(signal)),
     }
 }
 
-/// The stage of the shutdown, as tokens that are cancelled one after the other and never come back.
-#[derive(Clone, Default)]
-pub struct Stages {
-    pub draining: CancellationToken,
-    pub closing: CancellationToken,
-    pub cutting: CancellationToken,
+/// What a shutdown has to stop.
+pub struct Running {
+    pub stages: Stages,
+    pub connections: Connections,
+    pub tasks: Tasks,
+    pub database: Database,
 }
 
-/// Work that the shutdown waits for.
-#[derive(Clone)]
-pub struct Tasks {
-    tracker: TaskTracker,
-    limit: Duration,
-}
-
-impl Tasks {
-    /// No work takes longer than `limit`.
-    pub fn new(limit: Duration) -> Self {
-        Self { tracker: TaskTracker::new(), limit }
-    }
-
-    /// Runs `work` to its end even when the caller goes away, as a handler does when its client disconnects.
-    ///
-    /// Each transaction belongs in here: a `begin()` cancelled half-way leaves its session in a transaction
-    /// that swallows the writes of later borrowers (sqlx issue 4393).
-    pub async fn run<T: Send + 'static>(
-        &self,
-        work: impl Future<Output = Result<T, Error>> + Send + 'static,
-    ) -> Result<T, Error> {
-        let work = timeout(self.limit, work);
-        let work = async { work.await.unwrap_or(Err(Error::Unavailable("The request took too long."))) };
-        let task =
-            self.tracker.spawn(request_context::scope(request_context::current(), work).in_current_span());
-        match pin!(task).await {
-            Ok(result) => result,
-            Err(error) => match error.try_into_panic() {
-                Ok(panic) => resume_unwind(panic),
-                // Tasks are never aborted: only the end of the runtime gets here, and it ends us as well.
-                Err(_) => std::future::pending().await,
-            },
+impl Running {
+    /// Stops the service. `accept` is the accept loop, which ends after the stage `closing` has begun.
+    pub async fn drain(
+        self,
+        config: &config::Shutdown,
+        mut accept: Pin<&mut impl Future<Output = io::Result<()>>>,
+    ) -> anyhow::Result<Exit> {
+        let start = Instant::now();
+        let closing = start + config.ready_delay;
+        let deadline = closing + config.drain_timeout;
+        self.stages.draining.cancel();
+        tokio::select! {
+            () = sleep_until(closing) => {}
+            ended = &mut accept => return ended.map(|()| Exit::Failed).context("the accept loop ended"),
         }
-    }
 
-    /// Waits until all work has ended.
-    pub async fn finished(&self) {
-        self.tracker.close();
-        self.tracker.wait().await;
+        self.stages.closing.cancel();
+        accept.await.context("failed to accept the last connections")?;
+        tracing::info!("no longer accepting connections");
+        let mut stuck = false;
+        if timeout_at(deadline, self.connections.finished()).await.is_err() {
+            self.stages.cutting.cancel();
+            stuck = timeout(ABORT_GRACE, self.connections.finished()).await.is_err();
+        }
+        // Transactions whose client has disconnected.
+        let tasks_cut = timeout_at(deadline, self.tasks.finished()).await.is_err();
+        if timeout(config.pool_close_timeout, self.database.close()).await.is_err() {
+            tracing::warn!("the database connections did not close in time");
+        }
+
+        let connections_cut = self.connections.aborted();
+        let seconds = start.elapsed().as_secs_f64();
+        if connections_cut > 0 || tasks_cut || stuck {
+            tracing::error!(
+                connections_cut,
+                tasks_cut,
+                stuck,
+                seconds,
+                "shutdown complete, work was cut off"
+            );
+            Ok(Exit::WorkCut)
+        } else {
+            tracing::info!(seconds, "shutdown complete");
+            Ok(Exit::Clean)
+        }
     }
 }

@@ -4,9 +4,9 @@ use axum::extract::FromRef;
 
 use crate::platform::postgres::Database;
 use crate::platform::redis::cache::Cache;
-use crate::platform::shutdown::Tasks;
+use crate::platform::tasks::Tasks;
 
-/// Clonable handles without behaviour; nothing in here belongs to one domain.
+/// Clonable handles of the platform. A domain adds its own with `Router::with_state` or a layer.
 #[derive(Clone, FromRef)]
 pub struct AppState {
     pub database: Database,

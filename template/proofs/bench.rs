@@ -18,6 +18,8 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
+use app::platform::PACKAGE;
+use app::platform::cli::DOMAINS;
 use app::platform::config::Config;
 use app::platform::health::Health;
 use app::platform::health::probe::PostgresProbe;
@@ -143,7 +145,8 @@ static MIGRATIONS: LazyLock<Migrator> = LazyLock::new(|| Migrator::with_migratio
 
 /// The service with all that it does for a request but observe it: no log, no metrics, no trace context.
 fn unobserved() {
-    let (config, _) = Config::load(std::env::vars_os()).map_err(|problems| problems.len()).unwrap();
+    let loaded = Config::load(&PACKAGE, DOMAINS, std::env::vars_os(), |_| ());
+    let (config, (), _) = loaded.map_err(|problems| problems.len()).unwrap();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         let (http, stages) = (&config.http, Stages::default());

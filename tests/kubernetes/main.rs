@@ -20,7 +20,7 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
-use app::platform::config::sources::{KEYS, variable};
+use app::platform::config::definitions::{KEYS, variable};
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 
@@ -71,7 +71,7 @@ impl Rendered {
     /// The effective value of a setting.
     fn setting(&self, key: &str) -> String {
         let given = self.settings().get(&variable(key)).map(|value| text(value).to_owned());
-        given.unwrap_or_else(|| KEYS[key].clone())
+        given.unwrap_or_else(|| KEYS[key].default.clone())
     }
 
     fn pause(&self, key: &str) -> u64 {

@@ -1,4 +1,4 @@
-//! The log: one JSON object a line, whatever happens.
+//! The log: one JSON object per line, for any input.
 
 use std::time::Duration;
 
@@ -83,7 +83,7 @@ fn a_pipe_that_nobody_reads_does_not_stop_the_service() {
 }
 
 #[test]
-fn a_line_that_breaks_the_contract_is_noticed() {
+fn a_line_that_violates_the_schema_is_rejected() {
     let id = "0af7651916cd43dd8448eb211c80319c";
     let mut line = json!({
         "time": "2026-01-02T03:04:05.678Z", "level": "INFO", "message": "request", "target": "access",
@@ -92,13 +92,13 @@ fn a_line_that_breaks_the_contract_is_noticed() {
         "path": "/", "status": 404, "duration_ms": 0.1, "database_ms": 0, "cache_ms": 0, "bytes": 12, "more": true,
     });
     service_line(&line.to_string());
-    let is_refused = |line: String| std::panic::catch_unwind(|| service_line(&line)).is_err();
+    let is_rejected = |line: String| std::panic::catch_unwind(|| service_line(&line)).is_err();
     for name in
         ["time", "level", "message", "target", "service", "version", "environment", "instance", "span_id"]
     {
         let mut short = line.clone();
         short.as_object_mut().unwrap().remove(name);
-        assert!(is_refused(short.to_string()), "without {name}");
+        assert!(is_rejected(short.to_string()), "without {name}");
     }
     for (name, value) in [
         ("time", json!("2026-01-02 03:04:05")),
@@ -113,12 +113,18 @@ fn a_line_that_breaks_the_contract_is_noticed() {
         ("more", json!({"nested": 1})),
         ("more", json!(null)),
     ] {
-        let right = std::mem::replace(&mut line[name], value);
-        assert!(is_refused(line.to_string()), "{name}: {}", line[name]);
-        line[name] = right;
+        let valid = std::mem::replace(&mut line[name], value);
+        assert!(is_rejected(line.to_string()), "{name}: {}", line[name]);
+        line[name] = valid;
     }
+    line["field_version"] = json!(1);
+    assert!(is_rejected(line.to_string()), "a reserved name");
+    line.as_object_mut().unwrap().remove("field_version");
     let text = line.to_string();
-    assert!(is_refused(text.replacen('{', "{\"bytes\":12,", 1)), "a name twice");
-    assert!(is_refused(text.replacen('}', "", 1)), "cut off");
-    assert!(std::panic::catch_unwind(|| nginx_line(&text)).is_err(), "of another service");
+    assert!(is_rejected(text.replacen('{', "{\"bytes\":12,", 1)), "a name twice");
+    assert!(is_rejected(text.replacen('}', "", 1)), "truncated");
+    assert!(
+        std::panic::catch_unwind(|| nginx_line(&text)).is_err(),
+        "a line of the service is no line of nginx"
+    );
 }

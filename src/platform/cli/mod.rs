@@ -1,26 +1,19 @@
-//! The command line: parses arguments, loads the configuration, starts telemetry, runs the command, tells the exit code.
+//! The command line: parses arguments, loads the configuration, starts telemetry, and runs a command.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command line prints")]
 
 pub mod healthcheck;
 
-use std::process::ExitCode;
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
-use axum::Router;
-use clap::{Parser, Subcommand, ValueEnum};
-use sqlx::migrate::Migrator;
-
-use crate::platform::config::Config;
-use crate::platform::config::sources::Settings;
+use crate::platform::config::Package;
 use crate::platform::server;
-use crate::platform::state::AppState;
+use crate::platform::service::{Loaded, Service};
+use crate::platform::shutdown::Exit;
 use crate::platform::telemetry::Telemetry;
 
-/// EX_CONFIG of sysexits(3).
-const EXIT_CONFIG: u8 = 78;
-
-/// Settings come from the environment: see docs/settings.md, or `app config show`.
+/// A web service. Its settings come from the environment; `config show` lists them.
 #[derive(Parser)]
-#[command(name = "app", version = concat!(env!("CARGO_PKG_VERSION"), " (", env!("APP_REVISION"), ")"), about)]
+#[command(name = "app")]
 struct Arguments {
     #[command(subcommand)]
     command: Option<Command>,
@@ -28,16 +21,16 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Serve requests (the default).
+    /// Serve requests (the default)
     Serve,
-    /// Apply the pending migrations.
+    /// Apply the pending migrations
     Migrate,
-    /// Ask the service that runs here for its health: exit code 0 or 1.
+    /// Ask the running service for its health; exit with 0 or 1
     Healthcheck {
         #[arg(value_enum, default_value = "ready")]
         endpoint: Endpoint,
     },
-    /// Check or show the settings.
+    /// Check or show the configuration
     Config {
         #[command(subcommand)]
         action: ConfigAction,
@@ -54,72 +47,80 @@ enum Endpoint {
 impl Endpoint {
     fn path(self) -> &'static str {
         match self {
-            Self::Live => "live",
-            Self::Ready => "ready",
-            Self::Startup => "startup",
+            Self::Live => "/health/live",
+            Self::Ready => "/health/ready",
+            Self::Startup => "/health/startup",
         }
     }
 }
 
 #[derive(Clone, Copy, Subcommand)]
 enum ConfigAction {
-    /// List every problem, and exit with 78 if there is one.
+    /// List every configuration error; exit with 78 if there is one
     Check,
-    /// Print each effective value with its source; secrets are redacted.
+    /// Print each effective value with its source, secrets redacted
     Show,
 }
 
-/// Runs the command that the arguments name, for a service of these `domains`, whose schema `migrations` make.
-pub fn run(domains: Router<AppState>, migrations: &'static Migrator) -> ExitCode {
-    let command = Arguments::parse().command.unwrap_or(Command::Serve);
-    if let Command::Healthcheck { endpoint } = command {
-        let mut settings = Settings::read(std::env::vars_os());
-        return exit(healthcheck::run(&mut settings, endpoint.path()).map(|()| 0));
-    }
-    let (config, settings) = match Config::load(std::env::vars_os()) {
-        Ok(loaded) => loaded,
+/// Runs the command that the arguments name.
+pub fn run(service: Service) -> Exit {
+    let result = match parse(service.package).command.unwrap_or(Command::Serve) {
+        Command::Serve => {
+            with_telemetry(service, |loaded, telemetry| server::serve(service, loaded, telemetry))
+        }
+        Command::Migrate => with_telemetry(service, |loaded, _| server::migrate(service, &loaded.config)),
+        Command::Healthcheck { endpoint } => {
+            healthcheck::run(&mut service.read_settings(), endpoint.path()).map(|()| Exit::Clean)
+        }
+        Command::Config { action: ConfigAction::Check } => with_configuration(service, |_| Ok(Exit::Clean)),
+        Command::Config { action: ConfigAction::Show } => with_configuration(service, |loaded| {
+            print!("{}", loaded.settings.show());
+            Ok(Exit::Clean)
+        }),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("{error:#}");
+        Exit::Failed
+    })
+}
+
+fn parse(package: Package) -> Arguments {
+    let version = format!("{} ({})", package.version, package.revision);
+    let matches = Arguments::command().version(version).get_matches();
+    Arguments::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
+}
+
+fn with_configuration(
+    service: Service,
+    command: impl FnOnce(Loaded) -> anyhow::Result<Exit>,
+) -> anyhow::Result<Exit> {
+    match service.load(std::env::vars_os()) {
+        Ok(loaded) => command(loaded),
         Err(problems) => {
             problems.iter().for_each(|problem| eprintln!("{problem}"));
-            return ExitCode::from(EXIT_CONFIG);
+            Ok(Exit::ConfigurationInvalid)
         }
-    };
-    match command {
-        Command::Config { action: ConfigAction::Check } => ExitCode::SUCCESS,
-        Command::Config { action: ConfigAction::Show } => {
-            print!("{}", settings.show());
-            ExitCode::SUCCESS
-        }
-        Command::Migrate => exit(work(config, |config, _| server::migrate(&config, migrations))),
-        _ => exit(work(config, |config, telemetry| server::run(config, telemetry, domains, migrations))),
     }
 }
 
-/// Serves or migrates, with logs.
-fn work(
-    config: Config,
-    command: impl FnOnce(Config, &Telemetry) -> anyhow::Result<u8>,
-) -> anyhow::Result<u8> {
-    // A core dump would hold every secret.
-    let no_core = rustix::process::Rlimit { current: Some(0), maximum: Some(0) };
-    rustix::process::setrlimit(rustix::process::Resource::Core, no_core)?;
-    let telemetry = Telemetry::start(&config)?;
-    let result = command(config, &telemetry);
-    if let Err(error) = &result {
-        tracing::error!(error = format!("{error:#}"), "stopped by an error");
-    }
-    // A second signal waits for nobody.
-    if !matches!(result, Ok(128..)) {
-        telemetry.send_spans();
-    }
-    result
-}
-
-fn exit(result: anyhow::Result<u8>) -> ExitCode {
-    result.map_or_else(
-        |error| {
-            eprintln!("{error:#}");
-            ExitCode::FAILURE
-        },
-        ExitCode::from,
-    )
+/// Runs a command that logs.
+fn with_telemetry(
+    service: Service,
+    command: impl FnOnce(Loaded, &Telemetry) -> anyhow::Result<Exit>,
+) -> anyhow::Result<Exit> {
+    with_configuration(service, |loaded| {
+        // A core dump would contain every secret.
+        let no_core = rustix::process::Rlimit { current: Some(0), maximum: Some(0) };
+        rustix::process::setrlimit(rustix::process::Resource::Core, no_core)?;
+        let telemetry = Telemetry::start(&loaded.config)?;
+        let result = command(loaded, &telemetry);
+        if let Err(error) = &result {
+            tracing::error!(error = format!("{error:#}"), "exiting after a fatal error");
+        }
+        // A signal that ends the command immediately leaves no time for the collector.
+        if !matches!(result, Ok(Exit::Signal(_))) {
+            telemetry.flush_spans();
+        }
+        result
+    })
 }

@@ -1,9 +1,13 @@
-//! Typed settings. Loading is pure: nothing is bound or connected, and every problem is reported at once.
+//! Typed settings. Loading has no side effects: it binds and connects nothing, and reports all configuration errors
+//! together.
 //!
-//! `default.toml` documents each key; [`crate::platform::config::sources`] says where values come from. The rules between
-//! settings (which time has to be shorter than which) are in `rules`.
+//! `default.toml` documents each key, [`sources`] defines where values come from, and [`validate`] holds the rules
+//! between settings.
 
+pub mod database;
+pub mod definitions;
 pub mod otlp;
+pub mod redis;
 pub mod secret;
 pub mod sources;
 pub mod url;
@@ -17,23 +21,34 @@ use std::time::Duration;
 
 use tracing_subscriber::filter::Targets;
 
-use crate::platform::config::otlp::Collector;
-use crate::platform::config::sources::{Problem, Settings};
-use crate::platform::config::url::{PostgresAddress, RedisAddress};
+use crate::platform::config::database::Database;
+use crate::platform::config::otlp::Otlp;
+use crate::platform::config::redis::Redis;
+use crate::platform::config::sources::{AutoOr, Problem, Settings};
 
-/// Everything that can be set, valid as a whole.
+/// The package that the binary was built from.
+#[derive(Clone, Copy, Debug)]
+pub struct Package {
+    /// Default of `service.name`.
+    pub name: &'static str,
+    pub version: &'static str,
+    /// Git commit, or `unknown`.
+    pub revision: &'static str,
+}
+
+/// Every setting of the platform, valid as a whole.
 pub struct Config {
     pub service: Service,
     pub http: Http,
     pub management: Management,
     pub database: Database,
     pub redis: Redis,
-    pub secrets: Secrets,
+    pub rotation: Rotation,
     pub health: Health,
     pub shutdown: Shutdown,
     pub log: Log,
-    /// `None`: no spans are made.
-    pub collector: Option<Collector>,
+    /// `None` if the service exports no spans.
+    pub otlp: Option<Otlp>,
     pub runtime: Runtime,
 }
 
@@ -41,6 +56,8 @@ pub struct Service {
     pub name: String,
     pub environment: String,
     pub instance: String,
+    pub version: &'static str,
+    pub revision: &'static str,
 }
 
 #[derive(Clone)]
@@ -59,30 +76,14 @@ pub struct Http {
 }
 
 pub struct Management {
-    /// `None`: the management endpoints are on the public listener, with all details.
+    /// `None` if the public listener serves the management endpoints, with all details.
     pub address: Option<SocketAddr>,
     pub stall_timeout: Duration,
 }
 
-pub struct Database {
-    pub address: PostgresAddress,
-    pub application_name: String,
-    pub max_connections: u32,
-    pub acquire_timeout: Duration,
-    pub statement_timeout: Duration,
-    pub lock_timeout: Duration,
-    pub idle_in_transaction_timeout: Duration,
-    pub session_lifetime: Duration,
-}
-
-pub struct Redis {
-    pub address: RedisAddress,
-    pub operation_timeout: Duration,
-    pub breaker_pause: Duration,
-}
-
+/// How credentials are rotated.
 #[derive(Clone, Copy)]
-pub struct Secrets {
+pub struct Rotation {
     pub reload_interval: Duration,
 }
 
@@ -98,7 +99,7 @@ pub struct Health {
     pub redis: Criticality,
 }
 
-/// What the loss of a dependency means for readiness.
+/// Whether the service is ready while a dependency is unavailable.
 #[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Criticality {
@@ -133,132 +134,133 @@ pub struct Runtime {
 }
 
 impl Config {
-    /// Reads and checks all settings; `Err` holds every problem that there is.
-    pub fn load(
+    /// Reads and validates the settings of the platform, and those of the domains with `read_domains`.
+    ///
+    /// `domains` has the keys of the domains in the format of `default.toml`. `variables` is normally
+    /// [`std::env::vars_os`].
+    ///
+    /// # Errors
+    ///
+    /// Every problem of all settings.
+    ///
+    /// # Panics
+    ///
+    /// If `domains` is malformed or defines a section of the platform.
+    pub fn load<T>(
+        package: &Package,
+        domains: &'static str,
         variables: impl IntoIterator<Item = (OsString, OsString)>,
-    ) -> Result<(Self, Settings), Vec<Problem>> {
-        let mut settings = Settings::read(variables);
-        match Self::build(&mut settings) {
-            Some(config) if settings.problems().is_empty() => Ok((config, settings)),
+        read_domains: impl FnOnce(&mut Settings) -> T,
+    ) -> Result<(Self, T, Settings), Vec<Problem>> {
+        let mut settings = Settings::read(package, domains, variables);
+        let config = Self::read(package, &mut settings);
+        let of_domains = read_domains(&mut settings);
+        match config {
+            Some(config) if settings.problems().is_empty() => Ok((config, of_domains, settings)),
             _ => Err(settings.problems().to_vec()),
         }
     }
 
-    fn build(s: &mut Settings) -> Option<Self> {
-        // Cpuset and cgroup quota included, rounded down, at least 1.
-        let cpus = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
-        let runtime = Runtime {
-            worker_threads: s.get::<Auto>("runtime.worker_threads").or(cpus),
-            max_blocking_threads: s.count("runtime.max_blocking_threads"),
-        };
-        let service = Service {
-            name: s.get("service.name"),
-            environment: s.get("service.environment"),
-            instance: s.get("service.instance"),
-        };
-        let http = Http::read(s);
-        let management_ip = s.get::<IpAddr>("management.address");
-        let management_port = s.get_optional("management.port");
-        let management = Management {
-            address: management_port.map(|port| SocketAddr::new(management_ip, port)),
-            stall_timeout: s.duration("management.stall_timeout"),
-        };
-        let database_address = PostgresAddress::read(s);
-        let max_connections: Auto = s.get("database.max_connections");
-        let database = database_address.map(|address| Database {
-            address,
-            application_name: service.name.clone(),
-            max_connections: max_connections.or(4 * runtime.worker_threads).try_into().unwrap_or(u32::MAX),
-            acquire_timeout: s.duration("database.acquire_timeout"),
-            statement_timeout: s.duration("database.statement_timeout"),
-            lock_timeout: s.duration("database.lock_timeout"),
-            idle_in_transaction_timeout: s.duration("database.idle_in_transaction_timeout"),
-            session_lifetime: s.duration("database.session_lifetime"),
-        });
-        let redis = RedisAddress::read(s).map(|address| Redis {
-            address,
-            operation_timeout: s.duration("redis.operation_timeout"),
-            breaker_pause: s.duration("redis.breaker_pause"),
-        });
-        let secrets = Secrets { reload_interval: s.duration("secrets.reload_interval") };
-        let health = Health::read(s);
+    fn read(package: &Package, settings: &mut Settings) -> Option<Self> {
+        let runtime = Runtime::read(settings);
+        let service = Service::read(package, settings);
+        let http = Http::read(settings);
+        let management = Management::read(settings);
+        let database = Database::read(settings, &service.name, runtime.worker_threads);
+        let redis = Redis::read(settings);
+        let rotation = Rotation { reload_interval: settings.duration("secrets.reload_interval") };
+        let health = Health::read(settings);
         let shutdown = Shutdown {
-            ready_delay: s.pause("shutdown.ready_delay"),
-            drain_timeout: s.duration("shutdown.drain_timeout"),
-            pool_close_timeout: s.duration("shutdown.pool_close_timeout"),
+            ready_delay: settings.duration_or_zero("shutdown.ready_delay"),
+            drain_timeout: settings.duration("shutdown.drain_timeout"),
+            pool_close_timeout: settings.duration("shutdown.pool_close_timeout"),
         };
         let log = Log {
-            filter: s.get("log.level"),
-            format: s.get("log.format"),
-            buffer_lines: s.count("log.buffer_lines"),
+            filter: settings.get("log.level"),
+            format: settings.get("log.format"),
+            buffer_lines: settings.size("log.buffer_lines"),
         };
-        let collector = Collector::read(s);
-        validate::check(s);
+        let otlp = Otlp::read(settings);
+        validate::check(settings);
         Some(Self {
             service,
             http,
             management,
             database: database?,
             redis: redis?,
-            secrets,
+            rotation,
             health,
             shutdown,
             log,
-            collector,
+            otlp,
             runtime,
         })
     }
 }
 
-impl Http {
-    fn read(s: &mut Settings) -> Self {
+impl Service {
+    fn read(package: &Package, settings: &mut Settings) -> Self {
         Self {
-            address: SocketAddr::new(s.get::<IpAddr>("http.address"), s.get("http.port")),
-            max_connections: s.count("http.max_connections"),
-            header_timeout: s.duration("http.header_timeout"),
-            write_timeout: s.duration("http.write_timeout"),
-            request_timeout: s.duration("http.request_timeout"),
-            max_in_flight: s.count("http.max_in_flight"),
-            queue_timeout: s.pause("http.queue_timeout"),
-            max_head_bytes: s.count("http.max_head_bytes"),
-            max_headers: s.count("http.max_headers"),
-            max_uri_bytes: s.count("http.max_uri_bytes"),
-            max_body_bytes: s.count("http.max_body_bytes"),
+            name: settings.get("service.name"),
+            environment: settings.get("service.environment"),
+            instance: settings.get("service.instance"),
+            version: package.version,
+            revision: package.revision,
+        }
+    }
+}
+
+impl Http {
+    fn read(settings: &mut Settings) -> Self {
+        Self {
+            address: SocketAddr::new(settings.get::<IpAddr>("http.address"), settings.get("http.port")),
+            max_connections: settings.size("http.max_connections"),
+            header_timeout: settings.duration("http.header_timeout"),
+            write_timeout: settings.duration("http.write_timeout"),
+            request_timeout: settings.duration("http.request_timeout"),
+            max_in_flight: settings.size("http.max_in_flight"),
+            queue_timeout: settings.duration_or_zero("http.queue_timeout"),
+            max_head_bytes: settings.size("http.max_head_bytes"),
+            max_headers: settings.size("http.max_headers"),
+            max_uri_bytes: settings.size("http.max_uri_bytes"),
+            max_body_bytes: settings.size("http.max_body_bytes"),
+        }
+    }
+}
+
+impl Management {
+    fn read(settings: &mut Settings) -> Self {
+        let ip = settings.get::<IpAddr>("management.address");
+        let port = settings.get_optional("management.port");
+        Self {
+            address: port.map(|port| SocketAddr::new(ip, port)),
+            stall_timeout: settings.duration("management.stall_timeout"),
         }
     }
 }
 
 impl Health {
-    fn read(s: &mut Settings) -> Self {
+    fn read(settings: &mut Settings) -> Self {
         Self {
-            interval: s.duration("health.interval"),
-            recovery_interval: s.duration("health.recovery_interval"),
-            timeout: s.duration("health.timeout"),
-            failures: s.count("health.failures"),
-            successes: s.count("health.successes"),
-            stale_after: s.duration("health.stale_after"),
-            postgres: s.get("health.postgres"),
-            redis: s.get("health.redis"),
+            interval: settings.duration("health.interval"),
+            recovery_interval: settings.duration("health.recovery_interval"),
+            timeout: settings.duration("health.timeout"),
+            failures: settings.size("health.failures"),
+            successes: settings.size("health.successes"),
+            stale_after: settings.duration("health.stale_after"),
+            postgres: settings.get("health.postgres"),
+            redis: settings.get("health.redis"),
         }
     }
 }
 
-/// A number above 0, or `auto`.
-struct Auto(Option<NonZeroUsize>);
-
-impl Auto {
-    fn or(&self, default: usize) -> usize {
-        self.0.map_or(default, NonZeroUsize::get)
-    }
-}
-
-impl FromStr for Auto {
-    type Err = &'static str;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        match text {
-            "auto" => Ok(Self(None)),
-            _ => text.parse().map(|n| Self(Some(n))).map_err(|_| "must be a number above 0, or auto"),
+impl Runtime {
+    fn read(settings: &mut Settings) -> Self {
+        // Respects the cpuset and the cgroup quota, rounded down; at least 1.
+        let cpus = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+        Self {
+            worker_threads: settings.get::<AutoOr<usize>>("runtime.worker_threads").resolve(cpus),
+            max_blocking_threads: settings.size("runtime.max_blocking_threads"),
         }
     }
 }

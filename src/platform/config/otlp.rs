@@ -1,4 +1,4 @@
-//! The collector of spans: where it is and what it gets. `otlp` sends to it.
+//! The section `[otlp]`: the collector that receives spans.
 
 use std::str::FromStr;
 use std::time::Duration;
@@ -9,31 +9,31 @@ use url::Url;
 use crate::platform::config::secret::{ExposeSecret, SecretString};
 use crate::platform::config::sources::Settings;
 
-/// Where spans are sent.
-pub struct Collector {
+/// How spans are exported.
+pub struct Otlp {
     pub endpoint: Url,
-    /// Value of the header `Authorization`.
+    /// Value of the `Authorization` header.
     pub authorization: Option<SecretString>,
-    /// Share of the requests that get spans where the caller does not say.
+    /// Fraction of the requests without a `traceparent` that get spans.
     pub sample_ratio: f64,
     pub flush_timeout: Duration,
 }
 
-impl Collector {
-    /// Reads the settings; `None` without an endpoint.
-    pub fn read(s: &mut Settings) -> Option<Self> {
-        let Ratio(sample_ratio) = s.get("otlp.sample_ratio");
-        let flush_timeout = s.pause("otlp.flush_timeout");
-        let authorization = s.secret("otlp.authorization");
+impl Otlp {
+    /// Reads the section; `None` without an endpoint.
+    pub fn read(settings: &mut Settings) -> Option<Self> {
+        let Ratio(sample_ratio) = settings.get("otlp.sample_ratio");
+        let flush_timeout = settings.duration_or_zero("otlp.flush_timeout");
+        let authorization = settings.secret("otlp.authorization");
         if authorization.as_ref().is_some_and(|value| HeaderValue::from_str(value.expose_secret()).is_err()) {
-            s.problem(s.name("otlp.authorization"), "cannot be the value of a header");
+            settings.problem("otlp.authorization", "must be a valid value of an HTTP header");
         }
-        let Endpoint(endpoint) = s.get_optional("otlp.endpoint")?;
+        let CollectorUrl(endpoint) = settings.get_optional("otlp.endpoint")?;
         Some(Self { endpoint, authorization, sample_ratio, flush_timeout })
     }
 }
 
-/// From 0 to 1.
+/// A number from 0 to 1.
 struct Ratio(f64);
 
 impl FromStr for Ratio {
@@ -45,23 +45,22 @@ impl FromStr for Ratio {
     }
 }
 
-/// A URL of HTTP.
-struct Endpoint(Url);
+/// An `http` or `https` URL without credentials.
+struct CollectorUrl(Url);
 
-impl FromStr for Endpoint {
+impl FromStr for CollectorUrl {
     type Err = &'static str;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        // What is in front of an @ would be shown as part of the address.
-        let fits = |url: &Url| {
+        // Credentials before an @ would be shown as part of the address.
+        let is_valid = |url: &Url| {
             matches!(url.scheme(), "http" | "https") && !url.authority().contains('@') && url.has_host()
         };
-        let url = text.parse().ok().filter(fits);
-        match url {
-            Some(_) if cfg!(not(feature = "otlp")) => {
-                Err("is set, but this build is without the feature otlp")
-            }
-            url => url.map(Self).ok_or("must be a URL such as http://collector:4318"),
+        let url = text.parse().ok().filter(is_valid);
+        let url = url.ok_or("must be a URL such as http://collector:4318")?;
+        if cfg!(not(feature = "otlp")) {
+            return Err("must not be set: this binary was built without the feature otlp");
         }
+        Ok(Self(url))
     }
 }

@@ -1,7 +1,7 @@
-//! Secret values and the files they come from.
+//! Secret values, the files they come from, and credentials.
 //!
 //! A secret is a [`SecretString`]: redacted in `Debug`, without `Display` or `Serialize`, wiped when dropped.
-//! Its value is in an error message never, whatever is wrong with it.
+//! Error messages never contain the value.
 
 use std::fs;
 use std::io::Read;
@@ -10,16 +10,35 @@ use std::path::Path;
 
 pub use secrecy::{ExposeSecret, SecretString};
 
-/// No secret in use is longer; a larger file was mounted by mistake.
+/// A larger file was mounted by mistake: no secret in use is this long.
 const MAX_BYTES: u64 = 64 * 1024;
+
+/// The user and password for a dependency. The rotation replaces them while the service runs.
+#[derive(Clone, Debug)]
+pub struct Credentials {
+    pub user: Option<String>,
+    pub password: Option<SecretString>,
+}
+
+impl PartialEq for Credentials {
+    fn eq(&self, other: &Self) -> bool {
+        let [password, other_password] =
+            [self, other].map(|credentials| credentials.password.as_ref().map(ExposeSecret::expose_secret));
+        self.user == other.user && password == other_password
+    }
+}
 
 /// Reads the value of a setting from `path`, without exactly one trailing newline (`\n` or `\r\n`).
 ///
-/// Editors and `echo` append that newline and people do not see it; all other white space belongs to the value.
-/// The error names path, owner, mode and our user id where a file cannot be read, and never its content.
+/// Editors and `echo` append that newline; all other white space is part of the value.
+///
+/// # Errors
+///
+/// If the file cannot be read, with its path, its owner and mode, and the user ID of the process. If the content
+/// cannot be the value of a setting.
 pub fn read_file(path: &Path) -> Result<String, String> {
     let shown = path.display();
-    let metadata = fs::metadata(path).map_err(|error| format!("cannot read {shown}: {error}"))?;
+    let metadata = fs::metadata(path).map_err(|error| format!("failed to read {shown}: {error}"))?;
     if !metadata.is_file() {
         return Err(format!("{shown} is not a regular file"));
     }
@@ -27,7 +46,7 @@ pub fn read_file(path: &Path) -> Result<String, String> {
     fs::File::open(path).and_then(|file| file.take(MAX_BYTES + 1).read_to_end(&mut bytes)).map_err(
         |error| {
             format!(
-                "cannot read {shown}: {error} (owner {}:{}, mode {:04o}, we run as uid {})",
+                "failed to read {shown}: {error} (owner {}:{}, mode {:04o}; the process has uid {})",
                 metadata.uid(),
                 metadata.gid(),
                 metadata.mode() & 0o7777,
@@ -38,7 +57,7 @@ pub fn read_file(path: &Path) -> Result<String, String> {
     if bytes.len() as u64 > MAX_BYTES {
         return Err(format!("{shown} is larger than {MAX_BYTES} bytes"));
     }
-    let mut value = String::from_utf8(bytes).map_err(|_| format!("{shown} does not hold valid UTF-8"))?;
+    let mut value = String::from_utf8(bytes).map_err(|_| format!("{shown} is not valid UTF-8"))?;
     if value.ends_with('\n') {
         value.pop();
         if value.ends_with('\r') {
@@ -49,12 +68,12 @@ pub fn read_file(path: &Path) -> Result<String, String> {
     Ok(value)
 }
 
-/// What no value of a setting may be: empty, or with a NUL byte, which PostgreSQL and the environment end at.
+/// Rejects an empty value, and a NUL byte because PostgreSQL and the environment end a text there.
 fn check(value: &str) -> Result<(), &'static str> {
     if value.is_empty() {
         Err("is empty")
     } else if value.contains('\0') {
-        Err("holds a NUL byte")
+        Err("contains a NUL byte")
     } else {
         Ok(())
     }
@@ -71,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn exactly_one_trailing_newline_is_removed() {
+    fn removes_exactly_one_trailing_newline() {
         let cases =
             [("a", "a"), ("a\n", "a"), ("a\r\n", "a"), ("a\n\n", "a\n"), (" a ", " a "), ("\ta\r", "\ta\r")];
         for (content, value) in cases {
@@ -80,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn unusable_content_is_refused_without_being_shown() {
+    fn rejects_unusable_content_without_showing_it() {
         let large = vec![b'x'; 64 * 1024 + 1];
         let cases: [(&[u8], &str); 5] = [
             (b"", "is empty"),
@@ -97,7 +116,20 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_or_missing_file_is_named() {
+    fn credentials_are_equal_if_user_and_password_are() {
+        let credentials = |user: &str, password: Option<&str>| Credentials {
+            user: Some(user.to_owned()),
+            password: password.map(SecretString::from),
+        };
+
+        assert_eq!(credentials("app", Some("a")), credentials("app", Some("a")));
+        for other in [credentials("app", Some("b")), credentials("app", None), credentials("b", Some("a"))] {
+            assert_ne!(credentials("app", Some("a")), other);
+        }
+    }
+
+    #[test]
+    fn names_a_directory_or_missing_file() {
         assert!(read_file(Path::new("/tmp")).unwrap_err().contains("/tmp is not a regular file"));
         assert!(read_file(Path::new("/nowhere/x")).unwrap_err().contains("/nowhere/x"));
     }

@@ -1,9 +1,8 @@
-//! Where settings come from: layers of named text, with every problem collected and every source remembered.
+//! Where settings come from: defaults, then conventional variables such as `PORT`, then `APP__SECTION__KEY`.
 //!
-//! From the bottom: `default.toml`, the names that platforms already use, `APP__SECTION__KEY`.
-//! Any name may end in `_FILE` and then gives the path of a file that holds the value.
-//! figment merges the layers and knows the winner's source. Two things do not go through it: its environment
-//! provider, which turns a password such as `98765432` into a number and drops malformed names; and secrets.
+//! Any variable may end in `_FILE` and then gives the path of a file that holds the value. figment merges the layers.
+//! Its own environment provider is not used: it turns a password such as `98765432` into a number and drops malformed
+//! names. Secrets never pass through figment.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -11,35 +10,25 @@ use std::fmt::{self, Display};
 use std::num::NonZeroUsize;
 use std::path::Path;
 use std::str::FromStr;
-use std::sync::LazyLock;
 use std::time::Duration;
 
+use figment::Figment;
 use figment::providers::{Format, Serialized, Toml};
-use figment::value::{Dict, Map, Value};
-use figment::{Figment, Metadata, Profile, Provider};
 
+use crate::platform::config::Package;
+use crate::platform::config::definitions::{self, DEFAULTS, Definitions, variable, without_file_suffix};
 use crate::platform::config::secret::{SecretString, read_file};
 
-const DEFAULTS: &str = include_str!("default.toml");
-const PREFIX: &str = "APP__";
-const FILE_SUFFIX: &str = "_FILE";
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
-const CONVENTIONAL: [(&str, &str); 6] = [
-    ("PORT", "http.port"),
-    ("DATABASE_URL", "database.url"),
-    ("REDIS_URL", "redis.url"),
-    ("RUST_LOG", "log.level"),
-    ("HOSTNAME", "service.instance"),
-    ("OTEL_EXPORTER_OTLP_ENDPOINT", "otlp.endpoint"),
-];
-const SECRET: [&str; 5] =
-    ["database.url", "database.password", "redis.url", "redis.password", "otlp.authorization"];
 
-/// One thing that is wrong with the settings: a line of the start-up report.
+/// One configuration error: a line of the report at startup.
 ///
-/// It never repeats a value, which may be a secret in the wrong place.
+/// It never contains a value, which may be a secret in the wrong place.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Problem {
+    /// The setting that the problem is about; `None` if no setting has this name.
+    pub key: Option<String>,
+    /// The variable, and the path of its file if it has one.
     pub source: String,
     pub message: String,
 }
@@ -50,187 +39,210 @@ impl Display for Problem {
     }
 }
 
-/// All settings as text, and what went wrong so far.
+/// All settings as text, with the problems found so far.
 pub struct Settings {
+    definitions: Definitions,
     figment: Figment,
-    secrets: BTreeMap<String, (String, SecretString)>,
-    /// Sources that gave a value, in rising priority.
+    secrets: BTreeMap<String, SecretString>,
+    /// Per key, the variables that give it a value: the last one wins and shadows the others.
     sources: BTreeMap<String, Vec<String>>,
     problems: Vec<Problem>,
 }
 
-/// One variable as a figment layer: the value stays the text that it is.
-struct Variable {
-    source: String,
-    key: String,
-    value: String,
-}
-
-impl Provider for Variable {
-    fn metadata(&self) -> Metadata {
-        Metadata::named(self.source.clone())
-    }
-
-    fn data(&self) -> Result<Map<Profile, Dict>, figment::Error> {
-        let value = Value::from(self.value.clone());
-        let dict = figment::util::nest(&self.key, value).into_dict().unwrap_or_default();
-        Ok(Profile::Default.collect(dict))
-    }
-}
-
 impl Settings {
-    /// Reads the defaults and `variables`, normally [`std::env::vars_os`].
-    pub fn read(variables: impl IntoIterator<Item = (OsString, OsString)>) -> Self {
-        let package = Serialized::default("service.name", env!("CARGO_PKG_NAME"));
+    /// Reads the defaults of the platform and of `domains`, then `variables`, normally [`std::env::vars_os`].
+    ///
+    /// # Panics
+    ///
+    /// If `domains` is not in the format of `default.toml`, or defines a section of the platform.
+    pub fn read(
+        package: &Package,
+        domains: &'static str,
+        variables: impl IntoIterator<Item = (OsString, OsString)>,
+    ) -> Self {
         let mut settings = Self {
-            figment: Figment::from(Toml::string(DEFAULTS)).merge(package),
+            definitions: Definitions::new(package, domains),
+            figment: Figment::from(Toml::string(DEFAULTS)).merge(Toml::string(domains)),
             secrets: BTreeMap::new(),
             sources: BTreeMap::new(),
             problems: Vec::new(),
         };
+        let environment = settings.read_environment(variables);
+        let service_name = Serialized::default("service.name", package.name);
+        settings.figment = settings.figment.merge(service_name).merge(Serialized::defaults(environment));
+        settings
+    }
+
+    /// Returns the values that `variables` give, by section and key, and keeps the secrets among them.
+    fn read_environment(
+        &mut self,
+        variables: impl IntoIterator<Item = (OsString, OsString)>,
+    ) -> BTreeMap<String, BTreeMap<String, String>> {
+        let given = self.own_variables(variables);
+        let mut values = BTreeMap::<String, BTreeMap<String, String>>::new();
+        let (prefixed, conventional): (Vec<_>, Vec<_>) =
+            given.iter().partition(|(name, _)| definitions::is_prefixed(name));
+        for (name, value) in conventional.into_iter().chain(prefixed) {
+            let plain = without_file_suffix(name).filter(|plain| given.contains_key(*plain));
+            if let Some(plain) = plain {
+                let message = format!("{plain} is set as well; only one of them may be");
+                self.add_problem(self.definitions.key(plain), name, message);
+            } else if let Some((key, source, value)) = self.resolve(name, value) {
+                self.sources.entry(key.clone()).or_default().push(source);
+                if self.definitions.get(&key).secret {
+                    self.secrets.insert(key, value.into());
+                } else if let Some((section, key)) = key.split_once('.') {
+                    values.entry(section.to_owned()).or_default().insert(key.to_owned(), value);
+                }
+            }
+        }
+        values
+    }
+
+    /// Returns those of `variables` that are meant for this service and have a value.
+    fn own_variables(
+        &mut self,
+        variables: impl IntoIterator<Item = (OsString, OsString)>,
+    ) -> BTreeMap<String, String> {
         let mut given = BTreeMap::new();
         for (name, value) in variables {
-            // A name that is not UTF-8 is not ours: ours are ASCII.
+            // Every name of the service is ASCII.
             let Ok(name) = name.into_string() else { continue };
-            if !name.starts_with(PREFIX) && conventional(&name).is_none() {
+            if !definitions::is_prefixed(&name) && !definitions::is_conventional(&name) {
                 continue;
             }
             match value.into_string() {
-                // Compose files pass variables on as `X: ${X:-}`: empty means that it was not set.
+                // Compose files pass variables on as `X: ${X:-}`, so an empty value means that X is not set.
                 Ok(value) if value.is_empty() => {}
                 Ok(value) => {
                     given.insert(name, value);
                 }
-                Err(_) => settings.problem(name, "does not hold valid UTF-8"),
+                Err(_) => self.add_problem(self.key(&name), &name, "must be valid UTF-8"),
             }
         }
-        let (ours, conventional): (Vec<_>, Vec<_>) =
-            given.iter().partition(|(name, _)| name.starts_with(PREFIX));
-        for (name, value) in conventional.into_iter().chain(ours) {
-            if name.strip_suffix(FILE_SUFFIX).is_some_and(|plain| given.contains_key(plain)) {
-                let plain = name.trim_end_matches(FILE_SUFFIX);
-                settings.problem(name, format!("{plain} is set as well; only one of them may be"));
-            } else {
-                settings.add(name, value);
-            }
-        }
-        settings
+        given
     }
 
-    fn add(&mut self, name: &str, value: &str) {
-        let (key, source, value) = if let Some(key) = key_of(name) {
-            (key, name.to_owned(), value.to_owned())
-        } else if let Some(key) = name.strip_suffix(FILE_SUFFIX).and_then(key_of) {
-            match read_file(Path::new(value)) {
-                Ok(content) => (key, format!("{name} ({value})"), content),
-                Err(error) => return self.problem(name, error),
-            }
-        } else {
-            return self.problem(name, unknown(name));
-        };
-        self.sources.entry(key.clone()).or_default().push(source.clone());
-        if SECRET.contains(&key.as_str()) {
-            self.secrets.insert(key, (source, SecretString::from(value)));
-        } else {
-            let layer = Variable { source, key, value };
-            self.figment = std::mem::take(&mut self.figment).merge(layer);
-        }
-    }
-
-    /// Notes a problem of the setting or variable called `source`.
-    pub fn problem(&mut self, source: impl Into<String>, message: impl Into<String>) {
-        let problem = Problem { source: source.into(), message: message.into() };
-        // A setting may be read more than once; its problem is told once.
-        if !self.problems.contains(&problem) {
-            self.problems.push(problem);
-        }
-    }
-
-    /// The value of `key`; where it cannot be parsed, notes that and goes on with the default.
-    pub fn get<T: FromStr<Err: Display>>(&mut self, key: &str) -> T {
-        match self.text(key).parse() {
-            Ok(value) => value,
-            Err(error) => {
-                self.problem(self.name(key), error.to_string());
-                KEYS[key].parse().ok().expect("each default can be parsed: a test reads them all")
-            }
-        }
-    }
-
-    /// The value of a `key` that need not be set.
-    pub fn get_optional<T: FromStr<Err: Display>>(&mut self, key: &str) -> Option<T> {
-        let text = self.text(key);
-        if text.is_empty() {
+    /// Returns the key that the variable sets, its source and its value, which may be in a file.
+    fn resolve(&mut self, name: &str, value: &str) -> Option<(String, String, String)> {
+        let Some(key) = self.key(name) else {
+            let nearest = self.definitions.nearest(without_file_suffix(name).unwrap_or(name));
+            self.add_problem(None, name, format!("no such setting; did you mean {nearest}?"));
             return None;
+        };
+        if self.definitions.key(name).is_some() {
+            return Some((key, name.to_owned(), value.to_owned()));
         }
-        match text.parse() {
-            Ok(value) => Some(value),
+        match read_file(Path::new(value)) {
+            Ok(content) => Some((key, format!("{name} ({value})"), content)),
             Err(error) => {
-                self.problem(self.name(key), error.to_string());
+                self.add_problem(Some(key), name, error);
                 None
             }
         }
     }
 
-    /// A time, from 1 ms to a day: PostgreSQL takes 0 for no limit at all, and no number above 24 days.
-    pub fn duration(&mut self, key: &str) -> Duration {
-        let duration = self.pause(key);
-        self.problem_if(duration < Duration::from_millis(1), key, "must be at least 1ms");
-        duration
+    /// Returns the key that the variable called `name` sets, by its value or by its file.
+    fn key(&self, name: &str) -> Option<String> {
+        let by_file = || self.definitions.key(without_file_suffix(name)?);
+        self.definitions.key(name).or_else(by_file)
     }
 
-    /// A time that may be 0.
-    pub fn pause(&mut self, key: &str) -> Duration {
-        let Time(duration) = self.get(key);
-        self.problem_if(duration > DAY, key, "must be at most 1day");
-        duration
+    /// Reports a problem of the setting `key`.
+    pub fn problem(&mut self, key: &str, message: impl Into<String>) {
+        self.add_problem(Some(key.to_owned()), &self.name(key), message);
     }
 
-    /// A number from 1 to 2^30.
-    pub fn count(&mut self, key: &str) -> usize {
-        let count = self.get::<NonZeroUsize>(key).get();
-        self.problem_if(count > 1 << 30, key, "must be at most 1073741824");
-        count
-    }
-
-    fn problem_if(&mut self, wrong: bool, key: &str, message: &str) {
-        if wrong {
-            self.problem(self.name(key), message);
+    fn add_problem(&mut self, key: Option<String>, source: &str, message: impl Into<String>) {
+        let problem = Problem { key, source: source.to_owned(), message: message.into() };
+        // A setting may be read more than once; its problem is reported once.
+        if !self.problems.contains(&problem) {
+            self.problems.push(problem);
         }
     }
 
-    /// The secret called `key`, if it is set.
-    pub fn secret(&self, key: &str) -> Option<SecretString> {
-        self.secrets.get(key).map(|(_, value)| value.clone())
+    /// Returns the value of `key`. If it cannot be parsed, reports a problem and returns the default.
+    pub fn get<T: FromStr<Err: Display>>(&mut self, key: &str) -> T {
+        self.text(key).parse().unwrap_or_else(|error: T::Err| {
+            self.problem(key, error.to_string());
+            let default = self.definitions.get(key).default.parse().ok();
+            default.unwrap_or_else(|| panic!("the default of {key} cannot be parsed"))
+        })
     }
 
-    /// Every problem found so far.
+    /// Returns the value of a `key` that has no default; `None` if it is not set or cannot be parsed.
+    pub fn get_optional<T: FromStr<Err: Display>>(&mut self, key: &str) -> Option<T> {
+        let text = self.text(key);
+        if text.is_empty() {
+            return None;
+        }
+        text.parse().map_err(|error: T::Err| self.problem(key, error.to_string())).ok()
+    }
+
+    /// Returns a time from 1 ms to one day. PostgreSQL reads 0 as no limit, and accepts at most 24 days.
+    pub fn duration(&mut self, key: &str) -> Duration {
+        let duration = self.duration_or_zero(key);
+        if duration < Duration::from_millis(1) {
+            self.problem(key, "must be at least 1ms");
+        }
+        duration
+    }
+
+    /// Returns a time from 0 to one day.
+    pub fn duration_or_zero(&mut self, key: &str) -> Duration {
+        let Time(duration) = self.get(key);
+        if duration > DAY {
+            self.problem(key, "must be at most 1day");
+        }
+        duration
+    }
+
+    /// Returns a number from 1 to 2^30.
+    pub fn size(&mut self, key: &str) -> usize {
+        let size = self.get::<NonZeroUsize>(key).get();
+        if size > 1 << 30 {
+            self.problem(key, "must be at most 1073741824");
+        }
+        size
+    }
+
+    /// Returns the value of a `key` that is defined as a secret; `None` if it is not set.
+    pub fn secret(&self, key: &str) -> Option<SecretString> {
+        assert!(self.definitions.get(key).secret, "{key} is not defined as a secret");
+        self.secrets.get(key).cloned()
+    }
+
+    /// Returns every problem found so far.
     pub fn problems(&self) -> &[Problem] {
         &self.problems
     }
 
-    /// What people call `key` where they set it: its winning source, or else its variable.
+    /// Returns where the operator sets `key`: the variable that wins, or the one that would set it.
     pub fn name(&self, key: &str) -> String {
         let source = self.sources.get(key).and_then(|sources| sources.last());
         source.cloned().unwrap_or_else(|| variable(key))
     }
 
     fn text(&self, key: &str) -> String {
-        text(self.figment.find_value(key))
+        assert!(!self.definitions.get(key).secret, "{key} is a secret, which `secret` reads");
+        self.figment.find_value(key).ok().as_ref().and_then(definitions::text).unwrap_or_default()
     }
 
-    /// One line per setting: name, effective value (secrets redacted), its source and what it shadows.
+    /// Returns one line per setting: name, effective value (secrets redacted), source, and what the source shadows.
     pub fn show(&self) -> String {
         let mut lines = String::new();
-        for (key, default) in &*KEYS {
-            let value = match self.secrets.get(key) {
-                Some(_) => "[redacted]".to_owned(),
-                None => format!("{:?}", self.text(key)),
+        for (key, definition) in self.definitions.iter() {
+            let value = if self.secrets.contains_key(key) {
+                "[redacted]".to_owned()
+            } else if definition.secret {
+                "\"\"".to_owned()
+            } else {
+                format!("{:?}", self.text(key))
             };
             let mut sources = self.sources.get(key).cloned().unwrap_or_default();
             let source = sources.pop().unwrap_or_else(|| "default".to_owned());
-            if source != "default" && !default.is_empty() {
-                sources.insert(0, format!("the default {default:?}"));
+            if source != "default" && !definition.default.is_empty() {
+                sources.insert(0, format!("the default {:?}", definition.default));
             }
             lines += &format!("{} = {value}  # {source}", variable(key));
             if !sources.is_empty() {
@@ -242,20 +254,32 @@ impl Settings {
     }
 }
 
-/// Every key with its default, in alphabetical order.
-pub static KEYS: LazyLock<BTreeMap<String, String>> = LazyLock::new(|| {
-    let data = Toml::string(DEFAULTS).data().expect("a test parses the embedded file");
-    let sections = data.into_values().flatten();
-    let keys = sections.flat_map(|(section, values)| {
-        let keys = values.into_dict().unwrap_or_default().into_iter();
-        keys.map(move |(key, value)| (format!("{section}.{key}"), text(Ok(value))))
-    });
-    keys.collect()
-});
+/// A number above 0, or `auto`.
+pub enum AutoOr<T> {
+    Auto,
+    Value(T),
+}
 
-/// The variable of a key: `http.port` is set by `APP__HTTP__PORT`.
-pub fn variable(key: &str) -> String {
-    format!("{PREFIX}{}", key.replace('.', "__").to_uppercase())
+impl<T> AutoOr<T> {
+    /// Returns the number, or `automatic` for `auto`.
+    pub fn resolve(self, automatic: T) -> T {
+        match self {
+            Self::Auto => automatic,
+            Self::Value(value) => value,
+        }
+    }
+}
+
+impl FromStr for AutoOr<usize> {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text == "auto" {
+            return Ok(Self::Auto);
+        }
+        let number = text.parse().map(NonZeroUsize::get);
+        number.map(Self::Value).map_err(|_| "must be a number above 0, or auto")
+    }
 }
 
 /// A time with its unit, such as `100ms`.
@@ -265,35 +289,8 @@ impl FromStr for Time {
     type Err = &'static str;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        // humantime's own message repeats the text.
+        // humantime's own message contains the text.
         let time = humantime::parse_duration(text);
         time.map(Self).map_err(|_| "must be a time with its unit, such as 100ms or 5s")
-    }
-}
-
-fn conventional(name: &str) -> Option<&'static str> {
-    let plain = name.strip_suffix(FILE_SUFFIX).unwrap_or(name);
-    CONVENTIONAL.iter().find(|(name, _)| *name == plain).map(|(_, key)| *key)
-}
-
-fn key_of(name: &str) -> Option<String> {
-    if let Some((_, key)) = CONVENTIONAL.iter().find(|(conventional, _)| *conventional == name) {
-        return Some((*key).to_owned());
-    }
-    KEYS.keys().find(|key| variable(key) == name).cloned()
-}
-
-fn unknown(name: &str) -> String {
-    let plain = name.strip_suffix(FILE_SUFFIX).unwrap_or(name);
-    let known = KEYS.keys().map(|key| variable(key));
-    let near = known.min_by_key(|known| strsim::damerau_levenshtein(known, plain));
-    format!("no such setting; did you mean {}?", near.unwrap_or_default())
-}
-
-fn text(value: Result<Value, figment::Error>) -> String {
-    match value {
-        Ok(Value::String(_, text)) => text,
-        Ok(Value::Num(_, number)) => number.to_i128().unwrap_or_default().to_string(),
-        _ => String::new(),
     }
 }

@@ -1,11 +1,11 @@
-//! The rules between settings. Each inner time ends before the outer one, so that the error is the precise one and
-//! nothing works on for a caller that has left.
+//! Rules between settings. Each inner timeout ends before the outer one, so that the error names the exact cause and no
+//! work continues for a caller that has left.
 
 use std::time::Duration;
 
 use crate::platform::config::sources::Settings;
 
-/// Shorter, longer.
+/// Pairs of a shorter and a longer time.
 const ORDER: [(&str, &str); 8] = [
     ("redis.operation_timeout", "database.acquire_timeout"),
     ("database.lock_timeout", "database.statement_timeout"),
@@ -17,47 +17,59 @@ const ORDER: [(&str, &str); 8] = [
     ("health.recovery_interval", "health.interval"),
 ];
 
-/// Shortest times of what comes again and again.
-const FLOORS: [(&str, Duration); 2] = [
+/// Minimum of each interval that repeats work.
+const MINIMUMS: [(&str, Duration); 2] = [
     ("database.session_lifetime", Duration::from_secs(1)),
     ("secrets.reload_interval", Duration::from_millis(100)),
 ];
 
-/// Lowest and highest number: what hyper takes, what is allocated at once.
+/// Minimum and maximum of each number that hyper limits or that is allocated at startup.
 const RANGES: [(&str, usize, usize); 3] = [
     ("http.max_head_bytes", 8192, 1 << 30),
     ("http.max_headers", 1, 100),
     ("log.buffer_lines", 256, 1 << 20),
 ];
 
-/// Notes a problem for each rule that does not hold.
-pub fn check(s: &mut Settings) {
+/// Reports a problem for each rule that does not hold.
+pub fn check(settings: &mut Settings) {
     for (shorter, longer) in ORDER {
-        if s.pause(shorter) >= s.pause(longer) {
-            s.problem(s.name(shorter), format!("must be shorter than {}", s.name(longer)));
+        if settings.duration_or_zero(shorter) >= settings.duration_or_zero(longer) {
+            settings.problem(shorter, format!("must be shorter than {}", settings.name(longer)));
         }
     }
-    for (key, floor) in FLOORS {
-        if s.pause(key) < floor {
-            s.problem(s.name(key), format!("must be at least {floor:?}"));
+    for (key, minimum) in MINIMUMS {
+        if settings.duration_or_zero(key) < minimum {
+            settings.problem(key, format!("must be at least {minimum:?}"));
         }
     }
-    for (key, least, most) in RANGES {
-        if !(least..=most).contains(&s.count(key)) {
-            s.problem(s.name(key), format!("must be {least} to {most}"));
+    for (key, minimum, maximum) in RANGES {
+        if !(minimum..=maximum).contains(&settings.size(key)) {
+            settings.problem(key, format!("must be {minimum} to {maximum}"));
         }
     }
-    let [interval, timeout] = ["health.interval", "health.timeout"].map(|key| s.pause(key));
-    if interval + timeout >= s.pause("health.stale_after") {
-        s.problem(s.name("health.stale_after"), "must be longer than interval and timeout together");
+    check_staleness(settings);
+    check_grace(settings);
+}
+
+fn check_staleness(settings: &mut Settings) {
+    let interval = settings.duration_or_zero("health.interval");
+    let timeout = settings.duration_or_zero("health.timeout");
+    if interval.saturating_add(timeout) >= settings.duration_or_zero("health.stale_after") {
+        settings.problem("health.stale_after", "must be longer than interval and timeout together");
     }
+}
+
+fn check_grace(settings: &mut Settings) {
     let mut stages = vec!["shutdown.ready_delay", "shutdown.drain_timeout", "shutdown.pool_close_timeout"];
-    if s.get_optional::<String>("otlp.endpoint").is_some() {
+    if settings.get_optional::<String>("otlp.endpoint").is_some() {
         stages.push("otlp.flush_timeout");
     }
-    let stop = stages.into_iter().map(|key| s.pause(key)).fold(Duration::ZERO, |a, b| a.saturating_add(b));
-    if stop >= s.pause("shutdown.grace") {
+    let total = stages
+        .into_iter()
+        .map(|key| settings.duration_or_zero(key))
+        .fold(Duration::ZERO, Duration::saturating_add);
+    if total >= settings.duration_or_zero("shutdown.grace") {
         let parts = "ready_delay, drain_timeout, pool_close_timeout and otlp.flush_timeout together";
-        s.problem(s.name("shutdown.grace"), format!("must be longer than {parts} ({stop:?})"));
+        settings.problem("shutdown.grace", format!("must be longer than {parts} ({total:?})"));
     }
 }

@@ -1,54 +1,45 @@
-//! Is the service able to serve? One background prober per dependency, on a connection of its own; the
-//! endpoints only read what it found, so that a probe costs the same whoever calls it how often.
+//! Readiness and liveness. One monitor per dependency checks it in the background, on a connection of its own.
+//! Endpoints read the last result, so the cost does not depend on how often probes are called.
 //!
-//! Not through the request pool: a pool that is busy is not a database that is broken.
+//! Checks do not use the request pool: a saturated pool is not an unavailable database.
 
-pub mod probe;
+pub mod heartbeat;
+pub mod monitor;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use serde::Serialize;
 
 use crate::platform::config::{self, Criticality};
-use crate::platform::health::probe::{PostgresProbe, Probe, RedisProbe};
-use crate::platform::shutdown::Stages;
+use crate::platform::error_class::ErrorClass;
+use crate::platform::stages::Stages;
 use crate::platform::telemetry::metrics::Metrics;
+use monitor::State;
 
-/// Handle to what is known. Cloning is cheap and shares it.
+/// Handle to the health of the service. Cloning is cheap and shares it.
 #[derive(Clone)]
 pub struct Health(Arc<Inner>);
 
 struct Inner {
     config: config::Health,
-    postgres: Dependency,
-    redis: Dependency,
+    version: &'static str,
+    dependencies: Mutex<BTreeMap<&'static str, Dependency>>,
+    /// Derived from `dependencies` at each change, for readers that must not wait.
     started: AtomicBool,
     stages: Stages,
-    since: Instant,
+    start: Instant,
     metrics: Arc<Metrics>,
 }
 
 struct Dependency {
-    name: &'static str,
     criticality: Criticality,
-    state: Mutex<State>,
+    state: State,
 }
 
-/// Success and failure counts are in a row; the other one is 0.
-#[derive(Clone, Default)]
-struct State {
-    up: bool,
-    successes: usize,
-    failures: usize,
-    latency: Duration,
-    checked: Option<Instant>,
-    error: Option<&'static str>,
-}
-
-/// The answer to "should this instance get requests?".
+/// Whether this instance should get requests.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Status {
@@ -57,7 +48,7 @@ pub enum Status {
     Degraded,
     /// A required dependency is down.
     Unavailable,
-    /// The schema has not been verified yet.
+    /// A required dependency has not been up yet, or the schema is outdated.
     Starting,
     Draining,
 }
@@ -68,7 +59,7 @@ impl Status {
     }
 }
 
-/// Everything that is known, without names of hosts or users.
+/// The health of the service and its dependencies, without names of hosts or users.
 #[derive(Serialize)]
 pub struct Report {
     pub status: Status,
@@ -82,48 +73,50 @@ pub struct DependencyReport {
     pub status: &'static str,
     pub criticality: Criticality,
     pub latency_ms: f64,
-    /// Time since the last check; `null` before the first.
+    /// Milliseconds since the last check; `null` before the first.
     pub age_ms: Option<u128>,
-    /// Class of the last error, if the last check failed.
-    pub error: Option<&'static str>,
+    /// Class of the error, if the last check failed.
+    pub error: Option<ErrorClass>,
 }
 
 impl Health {
-    pub fn new(config: config::Health, stages: Stages, metrics: Arc<Metrics>) -> Self {
-        let dependency = |name, criticality| Dependency { name, criticality, state: Mutex::default() };
+    pub fn new(config: config::Health, version: &'static str, stages: Stages, metrics: Arc<Metrics>) -> Self {
+        let dependencies = [("postgres", config.postgres), ("redis", config.redis)];
+        let dependencies = dependencies
+            .map(|(name, criticality)| (name, Dependency { criticality, state: State::default() }));
         Self(Arc::new(Inner {
-            postgres: dependency("postgres", config.postgres),
-            redis: dependency("redis", config.redis),
-            started: AtomicBool::new(config.postgres != Criticality::Required),
             config,
+            version,
+            dependencies: Mutex::new(dependencies.into()),
+            started: AtomicBool::new(false),
             stages,
-            since: Instant::now(),
+            start: Instant::now(),
             metrics,
         }))
     }
 
-    /// Whether the schema has been verified once: from then on it stays true.
+    /// Returns whether requests can be served: each dependency has been checked, each required one has been up, and
+    /// none has an outdated schema.
     pub fn is_started(&self) -> bool {
         self.0.started.load(Ordering::Relaxed)
     }
 
-    pub fn is_draining(&self) -> bool {
-        self.0.stages.draining.is_cancelled()
+    pub fn status(&self) -> Status {
+        self.status_of(&self.dependencies())
     }
 
-    pub fn status(&self) -> Status {
-        let inner = &self.0;
-        let down = |criticality| {
-            let dependencies = [&inner.postgres, &inner.redis].into_iter();
-            dependencies.filter(move |d| d.criticality == criticality).any(|d| !self.is_up(d))
+    fn status_of(&self, dependencies: &BTreeMap<&'static str, Dependency>) -> Status {
+        let is_down = |criticality| {
+            let mut dependencies = dependencies.values();
+            dependencies.any(|dependency| dependency.criticality == criticality && !self.is_up(dependency))
         };
-        if self.is_draining() {
+        if self.0.stages.draining.is_cancelled() {
             Status::Draining
         } else if !self.is_started() {
             Status::Starting
-        } else if down(Criticality::Required) {
+        } else if is_down(Criticality::Required) {
             Status::Unavailable
-        } else if down(Criticality::Degraded) {
+        } else if is_down(Criticality::Degraded) {
             Status::Degraded
         } else {
             Status::Ready
@@ -131,9 +124,9 @@ impl Health {
     }
 
     pub fn report(&self) -> Report {
-        let inner = &self.0;
-        let dependencies = [&inner.postgres, &inner.redis].into_iter().map(|dependency| {
-            let state = dependency.state();
+        let dependencies = self.dependencies();
+        let reports = dependencies.iter().map(|(name, dependency)| {
+            let state = &dependency.state;
             let report = DependencyReport {
                 status: if self.is_up(dependency) { "up" } else { "down" },
                 criticality: dependency.criticality,
@@ -141,101 +134,49 @@ impl Health {
                 age_ms: state.checked.map(|at| at.elapsed().as_millis()),
                 error: state.error,
             };
-            (dependency.name, report)
+            (*name, report)
         });
         Report {
-            status: self.status(),
-            version: crate::platform::VERSION,
-            uptime_seconds: inner.since.elapsed().as_secs_f64(),
-            dependencies: dependencies.collect(),
+            status: self.status_of(&dependencies),
+            version: self.0.version,
+            uptime_seconds: self.0.start.elapsed().as_secs_f64(),
+            dependencies: reports.collect(),
         }
     }
 
-    /// Up as of a check that is not too old: when the prober itself is stuck, nothing is known.
+    /// Returns whether the last check found the dependency up and is recent. An old result means that the monitor
+    /// itself is stuck.
     fn is_up(&self, dependency: &Dependency) -> bool {
-        let state = dependency.state();
-        state.up && state.checked.is_some_and(|at| at.elapsed() < self.0.config.stale_after)
+        let State { up, checked, .. } = dependency.state;
+        up && checked.is_some_and(|at| at.elapsed() < self.0.config.stale_after)
     }
 
-    /// Checks PostgreSQL until the process ends.
-    pub async fn watch_postgres(self, mut probe: PostgresProbe) {
-        self.watch(&self.0.postgres, &mut probe).await;
-    }
-
-    /// Checks Redis until the process ends.
-    pub async fn watch_redis(self, mut probe: RedisProbe) {
-        self.watch(&self.0.redis, &mut probe).await;
-    }
-
-    async fn watch(&self, dependency: &Dependency, probe: &mut impl Probe) {
-        let config = &self.0.config;
-        loop {
-            let start = Instant::now();
-            let check = tokio::time::timeout(config.timeout, probe.check());
-            let result = check.await.unwrap_or(Err("timeout"));
-            let up = self.record(dependency, result, start.elapsed());
-            let pause = if up { config.interval } else { config.recovery_interval };
-            tokio::time::sleep(pause.saturating_sub(start.elapsed())).await;
-        }
-    }
-
-    /// The schema has been verified.
-    pub fn set_started(&self) {
-        self.0.started.store(true, Ordering::Relaxed);
-    }
-
-    /// Takes in the result of one check; whether the dependency is up now.
-    fn record(&self, dependency: &Dependency, result: Result<(), &'static str>, latency: Duration) -> bool {
-        let (config, metrics) = (&self.0.config, &self.0.metrics);
-        let mut state = dependency.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let (was_up, first, last_error) = (state.up, state.checked.is_none(), state.error);
-        state.latency = latency;
-        state.checked = Some(Instant::now());
-        state.error = result.err();
-        if result.is_ok() {
-            state.failures = 0;
-            state.successes += 1;
-            // The first contact needs no confirmation; a return does.
-            state.up |= first || state.successes >= config.successes;
-        } else {
-            state.successes = 0;
-            state.failures += 1;
-            state.up &= state.failures < config.failures;
-        }
-        let labels = [dependency.name];
-        metrics.dependency_check_seconds.with_label_values(&labels).observe(latency.as_secs_f64());
-        metrics.dependency_up.with_label_values(&labels).set(state.up.into());
-        match (was_up, state.up, result) {
-            (false, true, _) => tracing::info!(dependency = dependency.name, "dependency is up"),
-            (true, false, Err(error)) => {
-                tracing::warn!(dependency = dependency.name, error, "dependency is down");
-            }
-            (false, false, Err(error)) if last_error != Some(error) => {
-                tracing::warn!(dependency = dependency.name, error, "dependency is not up yet");
-            }
-            _ => {}
-        }
-        state.up
+    fn dependencies(&self) -> MutexGuard<'_, BTreeMap<&'static str, Dependency>> {
+        self.0.dependencies.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Dependency {
-    fn state(&self) -> State {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    fn allows_start(&self) -> bool {
+        match self.criticality {
+            _ if self.state.error == Some(ErrorClass::SchemaOutdated) => false,
+            Criticality::Required => self.state.has_been_up,
+            Criticality::Degraded => self.state.checked.is_some(),
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
-    const DOWN: Result<(), &str> = Err("refused");
+    const UP: Result<(), ErrorClass> = Ok(());
+    const DOWN: Result<(), ErrorClass> = Err(ErrorClass::Refused);
+    const OUTDATED: Result<(), ErrorClass> = Err(ErrorClass::SchemaOutdated);
 
-    fn health() -> Health {
-        trusting_for(Duration::from_secs(10))
-    }
-
-    fn trusting_for(stale_after: Duration) -> Health {
+    fn health(postgres: Criticality, stale_after: Duration) -> Health {
         let config = config::Health {
             interval: Duration::from_secs(2),
             recovery_interval: Duration::from_millis(250),
@@ -243,58 +184,62 @@ mod tests {
             failures: 3,
             successes: 2,
             stale_after,
-            postgres: Criticality::Required,
+            postgres,
             redis: Criticality::Degraded,
         };
-        let health = Health::new(config, Stages::default(), Arc::new(Metrics::new(&[]).unwrap()));
-        health.set_started();
-        health
+        let metrics = Arc::new(Metrics::new(prometheus::Registry::new(), &[], "1.2.3", "abc").unwrap());
+        Health::new(config, "1.2.3", Stages::default(), metrics)
     }
 
-    /// The states after each of `results`.
-    fn states(health: &Health, results: &[Result<(), &'static str>]) -> Vec<bool> {
-        let record = |result: &Result<(), _>| health.record(&health.0.postgres, *result, Duration::ZERO);
-        results.iter().map(record).collect()
-    }
-
-    #[test]
-    fn three_failures_take_it_down_and_two_successes_bring_it_back() {
-        let results = [Ok(()), DOWN, DOWN, DOWN, Ok(()), DOWN, Ok(()), Ok(())];
-
-        assert_eq!(states(&health(), &results), [true, true, true, false, false, false, false, true]);
-    }
-
-    #[test]
-    fn a_check_lost_now_and_then_changes_nothing() {
-        let results: Vec<_> = (1..=300).map(|number| if number % 3 == 0 { DOWN } else { Ok(()) }).collect();
-
-        assert!(states(&health(), &results).iter().all(|up| *up));
+    fn record(health: &Health, postgres: Result<(), ErrorClass>, redis: Result<(), ErrorClass>) {
+        health.record("postgres", postgres, Duration::ZERO);
+        health.record("redis", redis, Duration::ZERO);
     }
 
     #[test]
     fn criticality_decides_what_a_loss_means() {
-        let health = health();
-        let mut told = Vec::new();
-        for (postgres, redis) in [(Ok(()), Ok(())), (Ok(()), DOWN), (DOWN, Ok(())), (DOWN, DOWN)] {
+        let health = health(Criticality::Required, Duration::from_secs(10));
+        let mut seen = Vec::new();
+        for (postgres, redis) in [(UP, UP), (UP, DOWN), (DOWN, UP), (DOWN, DOWN)] {
             for _ in 0..3 {
-                health.record(&health.0.postgres, postgres, Duration::ZERO);
-                health.record(&health.0.redis, redis, Duration::ZERO);
+                record(&health, postgres, redis);
             }
-            told.push(health.status());
+            seen.push(health.status());
         }
         health.0.stages.draining.cancel();
 
-        assert_eq!(told, [Status::Ready, Status::Degraded, Status::Unavailable, Status::Unavailable]);
+        assert_eq!(seen, [Status::Ready, Status::Degraded, Status::Unavailable, Status::Unavailable]);
         assert_eq!(health.status(), Status::Draining);
     }
 
     #[test]
-    fn a_prober_that_is_stuck_is_not_trusted() {
+    fn a_stale_result_counts_as_down() {
         for (stale_after, status) in [(10, Status::Ready), (0, Status::Unavailable)] {
-            let health = trusting_for(Duration::from_secs(stale_after));
-            health.record(&health.0.postgres, Ok(()), Duration::ZERO);
-            health.record(&health.0.redis, Ok(()), Duration::ZERO);
+            let health = health(Criticality::Required, Duration::from_secs(stale_after));
+            record(&health, UP, UP);
             assert_eq!(health.status(), status);
+        }
+    }
+
+    #[test]
+    fn the_service_starts_when_each_dependency_allows_it() {
+        for (postgres, first, started) in [
+            (Criticality::Required, UP, true),
+            (Criticality::Required, DOWN, false),
+            (Criticality::Required, OUTDATED, false),
+            (Criticality::Degraded, UP, true),
+            (Criticality::Degraded, DOWN, true),
+            (Criticality::Degraded, OUTDATED, false),
+        ] {
+            let health = health(postgres, Duration::from_secs(10));
+            health.record("redis", DOWN, Duration::ZERO);
+            assert!(!health.is_started(), "before the first check of PostgreSQL");
+            health.record("postgres", first, Duration::ZERO);
+            assert_eq!(health.is_started(), started, "{postgres:?} {first:?}");
+            for _ in 0..2 {
+                health.record("postgres", UP, Duration::ZERO);
+            }
+            assert_eq!(health.status(), Status::Degraded);
         }
     }
 }

@@ -1,6 +1,6 @@
-//! What surrounds every request: its context, access log and metrics; refusal of malformed heads; one
-//! shape for all errors. Body limit, timeout and panics are tower-http's; the order is in `router`.
+//! The outermost middleware: the context, the access log line, and the metrics of every request.
 
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -8,32 +8,32 @@ use std::time::{Duration, Instant};
 
 use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::{MatchedPath, Request, State};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
-use axum::response::Response;
+use axum::response::{IntoResponse, Response};
 use hyper::body::{Frame, SizeHint};
 use tracing::{Instrument, Span};
 
-use crate::platform::error::problem;
-use crate::platform::health::Health;
-use crate::platform::http::framing::Conflict;
-use crate::platform::http::listener::Client;
+use crate::platform::error::Error;
+use crate::platform::http::connection::PeerAddr;
+use crate::platform::http::head::HeadLimits;
+use crate::platform::stages::Stages;
 use crate::platform::telemetry::metrics::Metrics;
 use crate::platform::telemetry::request_context::{self, RequestContext};
-use crate::platform::telemetry::spans;
+use crate::platform::telemetry::spans::{self, Sampler};
+use crate::platform::telemetry::trace_context::TRACEPARENT;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
 const CLOSE: HeaderValue = HeaderValue::from_static("close");
 
-/// The route of requests that no template matches: a constant, as paths are chosen by clients.
+/// The route of requests that no template matches. A constant, because clients choose paths.
 const UNMATCHED: &str = "unmatched";
 
-/// A path in the log is cut here.
+/// Maximum length of a path in the log.
 const LOGGED_PATH_BYTES: usize = 256;
 
-/// For a service without pages: nothing may be embedded, guessed, cached or referred to.
+/// For a service without pages: nothing may be embedded, guessed, cached, or used as a referrer.
 const SECURITY_HEADERS: [(HeaderName, HeaderValue); 4] = [
     (header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
     (header::CONTENT_SECURITY_POLICY, HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'")),
@@ -41,34 +41,38 @@ const SECURITY_HEADERS: [(HeaderName, HeaderValue); 4] = [
     (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
 ];
 
-/// What [`observe`] needs; shared, as it is cloned for each request.
+/// What [`observe`] needs. Shared, because axum clones the state for each request.
 pub struct Observer {
-    pub limits: HeadLimits,
+    pub head_limits: HeadLimits,
+    pub request_timeout: Duration,
     pub metrics: Arc<Metrics>,
-    pub health: Health,
+    pub sampler: Sampler,
+    pub stages: Stages,
 }
 
-/// Outermost: gives the request its context, refuses malformed heads, makes each error a problem document, and tells
-/// log and metrics when the response is finished.
+/// Gives a request its context, checks its head, limits its time, and records it when the response is finished.
 ///
-/// One middleware rather than four: each costs a clone of everything inside it, for each request.
+/// One middleware rather than five, because each costs a clone of every inner service for each request.
 pub async fn observe(State(observer): State<Arc<Observer>>, request: Request, next: Next) -> Response {
-    let mut exchange = Exchange::begin(&request, Arc::clone(&observer.metrics));
-    let context = Arc::clone(&exchange.context);
+    let mut log = RequestLog::start(&request, &observer);
+    let context = Arc::clone(&log.context);
     let work = async {
-        match refusal(&request, observer.limits) {
-            None => as_problem(next.run(request).await),
-            Some((status, detail)) => {
-                let mut response = problem(status, detail.to_owned(), vec![]);
+        match observer.head_limits.check(&request) {
+            Ok(()) => {
+                let response = tokio::time::timeout(observer.request_timeout, next.run(request)).await;
+                response.unwrap_or_else(|_| Error::Timeout.into_response())
+            }
+            Err(error) => {
+                let mut response = error.into_response();
                 response.headers_mut().insert(header::CONNECTION, CLOSE);
                 response
             }
         }
     };
     let work = request_context::scope(Some(Arc::clone(&context)), work);
-    let mut response = work.instrument(exchange.span.clone()).await;
+    let mut response = work.instrument(log.span.clone()).await;
 
-    exchange.status = Some(response.status());
+    log.status = Some(response.status());
     let headers = response.headers_mut();
     headers.reserve(SECURITY_HEADERS.len() + 3);
     for (name, value) in SECURITY_HEADERS {
@@ -76,11 +80,11 @@ pub async fn observe(State(observer): State<Arc<Observer>>, request: Request, ne
     }
     insert_text(headers, REQUEST_ID, &context.request_id);
     insert_text(headers, TRACEPARENT, &context.trace.traceparent());
-    // The connection's next request goes to an instance that stays.
-    if observer.health.is_draining() {
+    // The client's next connection reaches an instance that stays.
+    if observer.stages.draining.is_cancelled() {
         headers.insert(header::CONNECTION, CLOSE);
     }
-    response.map(|body| Body::new(ObservedBody { body, exchange }))
+    response.map(|body| Body::new(LoggedBody { body, log }))
 }
 
 fn insert_text(headers: &mut HeaderMap, name: HeaderName, text: &str) {
@@ -89,19 +93,34 @@ fn insert_text(headers: &mut HeaderMap, name: HeaderName, text: &str) {
     }
 }
 
-fn shortened(path: &str) -> &str {
-    &path[..path.floor_char_boundary(LOGGED_PATH_BYTES)]
+/// Writes the line at a level, which `tracing` requires to be a constant.
+macro_rules! access_line {
+    ($level:ident, $log:expr, $route:expr, $duration:expr, $message:expr) => {
+        tracing::$level!(
+            target: "access",
+            method = $log.method.as_str(),
+            route = $route,
+            path = $log.path,
+            status = $log.status.map(|status| status.as_u16()),
+            duration_ms = milliseconds($duration),
+            database_ms = milliseconds($log.context.database.total()),
+            cache_ms = milliseconds($log.context.cache.total()),
+            bytes = $log.bytes,
+            client = $log.peer.map(tracing::field::display),
+            "{}", $message,
+        )
+    };
 }
 
-/// One request and its response. Its end, in whatever way, is its drop.
-struct Exchange {
-    since: Instant,
+/// One request and its response. Recorded on drop, so cancelled requests are counted too.
+struct RequestLog {
+    start: Instant,
     method: Method,
     /// The template that matched.
     route: Option<MatchedPath>,
     path: String,
-    client: Option<std::net::IpAddr>,
-    /// `None`: the client left before there was a response.
+    peer: Option<IpAddr>,
+    /// `None`: the client disconnected before there was a response.
     status: Option<StatusCode>,
     bytes: u64,
     context: Arc<RequestContext>,
@@ -109,27 +128,66 @@ struct Exchange {
     metrics: Arc<Metrics>,
 }
 
-impl Exchange {
-    fn begin(request: &Request, metrics: Arc<Metrics>) -> Self {
+impl RequestLog {
+    fn start(request: &Request, observer: &Observer) -> Self {
         let route = request.extensions().get::<MatchedPath>().cloned();
-        let path = shortened(request.uri().path());
-        let (span, trace) = spans::request(request, route_label(&route), path);
+        let path = request.uri().path();
+        let path = &path[..path.floor_char_boundary(LOGGED_PATH_BYTES)];
+        let peer = request.extensions().get::<PeerAddr>().map(|peer| peer.0.ip());
+        let (span, trace) = spans::request(request, route_label(&route), path, peer, &observer.sampler);
         let request_id = request.headers().get(REQUEST_ID).and_then(|id| id.to_str().ok());
         let context = Arc::new(RequestContext::new(request_id, trace));
         span.record("request_id", &context.request_id);
-        metrics.http_requests_in_flight.inc();
+        observer.metrics.http_requests_in_flight.inc();
         Self {
-            since: Instant::now(),
+            start: Instant::now(),
             method: request.method().clone(),
             route,
             path: path.to_owned(),
-            client: request.extensions().get::<Client>().map(|client| client.0.ip()),
+            peer,
             status: None,
             bytes: 0,
             context,
             span,
-            metrics,
+            metrics: Arc::clone(&observer.metrics),
         }
+    }
+
+    fn record_metrics(&self, duration: Duration) {
+        let status = self.status.as_ref().map_or("cancelled", StatusCode::as_str);
+        self.metrics.http_requests_in_flight.dec();
+        self.metrics.request(&self.method, route_label(&self.route), status, duration);
+    }
+
+    fn close_span(&self) {
+        if let Some(status) = self.status {
+            self.span.record("http.response.status_code", status.as_u16());
+        }
+        if self.status.is_none_or(|status| status.is_server_error()) {
+            spans::fail(&self.span);
+        }
+    }
+
+    fn write_line(&self, duration: Duration) {
+        let route = route_label(&self.route);
+        let message = if self.status.is_some() { "request" } else { "request cancelled" };
+        request_context::sync_scope(Arc::clone(&self.context), || {
+            // Probes and scrapes would drown the rest.
+            if spans::is_management_route(route) {
+                access_line!(debug, self, route, duration, message);
+            } else {
+                access_line!(info, self, route, duration, message);
+            }
+        });
+    }
+}
+
+impl Drop for RequestLog {
+    fn drop(&mut self) {
+        let duration = self.start.elapsed();
+        self.record_metrics(duration);
+        self.close_span();
+        self.write_line(duration);
     }
 }
 
@@ -137,55 +195,17 @@ fn route_label(route: &Option<MatchedPath>) -> &str {
     route.as_ref().map_or(UNMATCHED, MatchedPath::as_str)
 }
 
-impl Drop for Exchange {
-    fn drop(&mut self) {
-        let time = self.since.elapsed();
-        let status = self.status.as_ref().map_or("cancelled", StatusCode::as_str);
-        self.metrics.http_requests_in_flight.dec();
-        let route = route_label(&self.route);
-        self.metrics.request(&self.method, route, status, time);
-        let message = if self.status.is_some() { "request" } else { "request cancelled" };
-        if let Some(status) = self.status {
-            self.span.record("http.response.status_code", status.as_u16());
-        }
-        if self.status.is_none_or(|status| status.is_server_error()) {
-            spans::fail(&self.span);
-        }
-        // Probes and scrapes would drown the rest.
-        macro_rules! log {
-            ($level:ident) => {
-                tracing::$level!(
-                    target: "access",
-                    method = self.method.as_str(),
-                    route,
-                    path = self.path,
-                    status = self.status.map(|status| status.as_u16()),
-                    duration_ms = milliseconds(time),
-                    database_ms = milliseconds(self.context.database.total()),
-                    cache_ms = milliseconds(self.context.cache.total()),
-                    bytes = self.bytes,
-                    client = self.client.map(tracing::field::display),
-                    "{message}",
-                )
-            };
-        }
-        request_context::sync_scope(Arc::clone(&self.context), || {
-            if spans::is_routine(route) { log!(debug) } else { log!(info) }
-        });
-    }
-}
-
 fn milliseconds(time: Duration) -> f64 {
     (time.as_secs_f64() * 1e6).round() / 1e3
 }
 
-/// A response body that keeps its exchange open until the last byte has been handed over.
-struct ObservedBody {
+/// A response body that keeps its log entry open until the last byte has been handed over.
+struct LoggedBody {
     body: Body,
-    exchange: Exchange,
+    log: RequestLog,
 }
 
-impl HttpBody for ObservedBody {
+impl HttpBody for LoggedBody {
     type Data = Bytes;
     type Error = axum::Error;
 
@@ -197,7 +217,7 @@ impl HttpBody for ObservedBody {
         if let Poll::Ready(Some(Ok(frame))) = &frame
             && let Some(data) = frame.data_ref()
         {
-            self.exchange.bytes += data.len() as u64;
+            self.log.bytes += data.len() as u64;
         }
         frame
     }
@@ -209,58 +229,4 @@ impl HttpBody for ObservedBody {
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
     }
-}
-
-/// What a request head may have.
-#[derive(Clone, Copy)]
-pub struct HeadLimits {
-    pub uri_bytes: usize,
-    pub headers: usize,
-}
-
-/// Refuses what RFC 9112 3.2 says must be refused and hyper lets through, and heads that are too large.
-fn refusal(request: &Request, limits: HeadLimits) -> Option<(StatusCode, &'static str)> {
-    let uri = request.uri();
-    if uri.path_and_query().is_some_and(|target| target.as_str().len() > limits.uri_bytes) {
-        return Some((StatusCode::URI_TOO_LONG, "The request target is too long."));
-    }
-    if request.headers().len() > limits.headers {
-        return Some((StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "There are too many header fields."));
-    }
-    let mut hosts = request.headers().get_all(header::HOST).iter();
-    let host = match (hosts.next(), hosts.next(), request.version()) {
-        (Some(host), None, _) => Some(host.as_bytes()),
-        (None, _, Version::HTTP_10) => None,
-        _ => return Some((StatusCode::BAD_REQUEST, "There must be exactly one Host header.")),
-    };
-    let authority = uri.authority().map(|authority| authority.as_str().as_bytes());
-    if authority.zip(host).is_some_and(|(authority, host)| !authority.eq_ignore_ascii_case(host)) {
-        return Some((StatusCode::BAD_REQUEST, "The Host header contradicts the request target."));
-    }
-    if request.extensions().get::<Conflict>().is_some() {
-        let detail = "Content-Length and Transfer-Encoding exclude each other.";
-        return Some((StatusCode::BAD_REQUEST, detail));
-    }
-    None
-}
-
-/// Makes a problem document of the bare error statuses of axum and tower-http.
-fn as_problem(response: Response) -> Response {
-    let status = response.status();
-    let is_error = status.is_client_error() || status.is_server_error();
-    let content_type = response.headers().get(header::CONTENT_TYPE).map(HeaderValue::as_bytes);
-    if !is_error || content_type.is_some_and(|name| name.starts_with(b"application/")) {
-        return response;
-    }
-    let detail = match status {
-        StatusCode::METHOD_NOT_ALLOWED => "The resource does not have this method.",
-        StatusCode::PAYLOAD_TOO_LARGE => "The request body is too large.",
-        StatusCode::SERVICE_UNAVAILABLE => "The request took too long.",
-        _ => "The request could not be served.",
-    };
-    let mut document = problem(status, detail.to_owned(), vec![]);
-    if let Some(allow) = response.headers().get(header::ALLOW) {
-        document.headers_mut().insert(header::ALLOW, allow.clone());
-    }
-    document
 }

@@ -1,12 +1,29 @@
-//! Versions as entity tags, and the conditions that requests make with them (RFC 9110 13.1). No I/O.
+//! Versions as entity tags, and conditional requests (RFC 9110 13.1). No I/O.
 
-/// The tag of `version`.
+use axum::http::{HeaderMap, header};
+
+use crate::platform::error::Error;
+use crate::platform::http::extract;
+
+/// Returns the entity tag of `version`.
 pub fn etag(version: i32) -> String {
     format!("\"{version}\"")
 }
 
-/// Whether the list of an If-None-Match header names `version`, by its tag, weak or not, or by `*`.
-pub fn is_held(tags: &str, version: i32) -> bool {
+/// Returns whether If-None-Match names `version` or `*`: the client holds the version already.
+pub fn none_match(headers: &HeaderMap, version: i32) -> Result<bool, Error> {
+    let tags = extract::list(headers, &header::IF_NONE_MATCH)?;
+    Ok(tags.is_some_and(|tags| lists(&tags, version)))
+}
+
+/// Returns the versions that If-Match names, if there is one.
+pub fn if_match(headers: &HeaderMap) -> Result<Option<Versions>, Error> {
+    let tags = extract::list(headers, &header::IF_MATCH)?;
+    Ok(tags.map(|tags| Versions::parse(&tags)))
+}
+
+/// Returns whether the list `tags` has the tag of `version`, weak or strong, or `*`.
+pub fn lists(tags: &str, version: i32) -> bool {
     let etag = etag(version);
     tags.split(',').any(|tag| tag.trim().trim_start_matches("W/") == etag || tag.trim() == "*")
 }
@@ -19,8 +36,8 @@ pub enum Versions {
 }
 
 impl Versions {
-    /// Reads a list of tags or `*`; weak tags and those that we never gave match nothing.
-    pub fn read(tags: &str) -> Self {
+    /// Parses a list of tags or `*`. Weak and unknown tags match no version.
+    pub fn parse(tags: &str) -> Self {
         if tags.trim() == "*" {
             return Self::Any;
         }
@@ -31,7 +48,7 @@ impl Versions {
         Self::Listed(tags.split(',').filter_map(version).collect())
     }
 
-    /// The versions listed; `None` for any.
+    /// Returns the listed versions, or `None` for any.
     pub fn list(&self) -> Option<&[i32]> {
         match self {
             Self::Any => None,
@@ -47,29 +64,29 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_list_names_the_versions_that_it_was_made_of(versions: Vec<i32>, space in "[ \t]{0,2}", other: i32) {
+        fn a_list_names_the_versions_that_it_contains(versions: Vec<i32>, space in "[ \t]{0,2}", other: i32) {
             let tags: Vec<_> = versions.iter().map(|version| etag(*version)).collect();
             let tags = tags.join(&format!("{space},{space}"));
 
-            prop_assert_eq!(Versions::read(&tags), Versions::Listed(versions.clone()));
-            prop_assert!(versions.iter().all(|version| is_held(&tags, *version)));
-            prop_assert_eq!(is_held(&tags, other), versions.contains(&other));
+            prop_assert_eq!(Versions::parse(&tags), Versions::Listed(versions.clone()));
+            prop_assert!(versions.iter().all(|version| lists(&tags, *version)));
+            prop_assert_eq!(lists(&tags, other), versions.contains(&other));
         }
 
         #[test]
-        fn any_text_names_only_tags_that_are_in_it(tags in "[W/\"0-9, +*-]{0,30}|.{0,30}") {
-            let versions = Versions::read(&tags);
+        fn any_text_names_only_tags_that_it_contains(tags in "[W/\"0-9, +*-]{0,30}|.{0,30}") {
+            let versions = Versions::parse(&tags);
             for version in versions.list().unwrap_or_default() {
                 prop_assert!(tags.contains(&etag(*version)));
-                prop_assert!(is_held(&tags, *version));
+                prop_assert!(lists(&tags, *version));
             }
         }
     }
 
     #[test]
-    fn a_weak_tag_is_held_but_not_to_be_changed() {
-        assert!(is_held("\"7\", W/\"1\"", 1));
-        assert_eq!(Versions::read("W/\"1\", \"+1\", \"01\", 1, *"), Versions::Listed(Vec::new()));
-        assert_eq!(Versions::read(" * "), Versions::Any);
+    fn a_weak_tag_matches_for_reading_and_not_for_changing() {
+        assert!(lists("\"7\", W/\"1\"", 1));
+        assert_eq!(Versions::parse("W/\"1\", \"+1\", \"01\", 1, *"), Versions::Listed(Vec::new()));
+        assert_eq!(Versions::parse(" * "), Versions::Any);
     }
 }

@@ -1,4 +1,4 @@
-//! axum's extractors, with our problem documents for what they refuse.
+//! axum's extractors, with problem documents for what they reject.
 
 use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
 use axum::extract::{FromRequest, FromRequestParts};
@@ -6,24 +6,27 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
 use crate::platform::error::Error;
 
-/// A JSON body; 400 malformed, 413 too large, 415 another content type, 422 not the expected shape.
+/// A JSON body. Rejects with 400 (malformed), 413 (too large), 415 (content type), or 422 (shape).
 #[derive(FromRequest)]
 #[from_request(via(axum::Json), rejection(Error))]
 pub struct Json<T>(pub T);
 
-/// Parameters of the path; 400 when they do not fit.
+/// Parameters of the path. Rejects with 400.
 #[derive(FromRequestParts)]
 #[from_request(via(axum::extract::Path), rejection(Error))]
 pub struct Path<T>(pub T);
 
-/// Parameters of the query; 400 when they do not fit.
+/// Parameters of the query. Rejects with 400.
 #[derive(FromRequestParts)]
 #[from_request(via(axum::extract::Query), rejection(Error))]
 pub struct Query<T>(pub T);
 
 impl From<JsonRejection> for Error {
     fn from(rejection: JsonRejection) -> Self {
-        Self::Rejected(rejection.status(), rejection.body_text())
+        match rejection.status() {
+            StatusCode::PAYLOAD_TOO_LARGE => Self::BodyTooLarge,
+            status => Self::Rejected(status, rejection.body_text()),
+        }
     }
 }
 
@@ -39,17 +42,25 @@ impl From<QueryRejection> for Error {
     }
 }
 
-/// The text of a header that may be there once; 400 when it is there twice or is not visible ASCII.
+/// Returns the text of a header that may occur once.
+///
+/// # Errors
+///
+/// 400 if the header occurs twice or is not visible ASCII.
 pub fn header<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'a str>, Error> {
     let mut values = headers.get_all(name).iter().map(|value| text(name, value));
     let value = values.next().transpose()?;
     if values.next().is_some() {
-        return Err(refused(name, "may be sent once only."));
+        return Err(rejected(name, "may occur only once."));
     }
     Ok(value)
 }
 
-/// The text of a header that is a list: several of them count as one (RFC 9110 5.3).
+/// Returns the text of a header that is a list: several occurrences count as one (RFC 9110 5.3).
+///
+/// # Errors
+///
+/// 400 if the header is not visible ASCII.
 pub fn list(headers: &HeaderMap, name: &HeaderName) -> Result<Option<String>, Error> {
     let values = headers.get_all(name).iter().map(|value| text(name, value));
     let values: Vec<_> = values.collect::<Result<_, _>>()?;
@@ -57,9 +68,9 @@ pub fn list(headers: &HeaderMap, name: &HeaderName) -> Result<Option<String>, Er
 }
 
 fn text<'a>(name: &HeaderName, value: &'a HeaderValue) -> Result<&'a str, Error> {
-    value.to_str().map_err(|_| refused(name, "must be visible ASCII."))
+    value.to_str().map_err(|_| rejected(name, "must be visible ASCII."))
 }
 
-fn refused(name: &HeaderName, what: &str) -> Error {
+fn rejected(name: &HeaderName, what: &str) -> Error {
     Error::Rejected(StatusCode::BAD_REQUEST, format!("{name} {what}"))
 }

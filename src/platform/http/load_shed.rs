@@ -1,4 +1,4 @@
-//! Admission control: under overload some requests are answered as quickly as ever, and the others refused soon.
+//! Load shedding: limits concurrent requests, so that those that are admitted are answered in time.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,36 +13,35 @@ use crate::platform::error::Error;
 use crate::platform::health::Health;
 use crate::platform::telemetry::metrics::Metrics;
 
-/// Places for business requests.
-pub struct Admission {
-    places: Semaphore,
+/// The permits for requests of the domains.
+pub struct LoadShed {
+    permits: Semaphore,
     queue_timeout: Duration,
     health: Health,
     metrics: Arc<Metrics>,
 }
 
-impl Admission {
+impl LoadShed {
     pub fn new(http: &Http, health: Health, metrics: Arc<Metrics>) -> Self {
-        let (places, queue_timeout) = (Semaphore::new(http.max_in_flight), http.queue_timeout);
         metrics.http_requests_limit.set(http.max_in_flight as i64);
-        Self { places, queue_timeout, health, metrics }
+        let permits = Semaphore::new(http.max_in_flight);
+        Self { permits, queue_timeout: http.queue_timeout, health, metrics }
     }
 }
 
-/// Lets a bounded number of business requests in and refuses the rest soon, so that those inside are answered
-/// in time. Health and metrics are outside: a busy service is not a broken one.
+/// Admits at most `max_in_flight` requests of the domains. The others wait for `queue_timeout` and then get a 503. Health
+/// and metrics are not limited: a saturated service is not a broken one.
 ///
-/// Under lasting overload everybody who is admitted has waited for all of `queue_timeout`: it is short.
-///
-/// Not tower's `ConcurrencyLimit`: in a router it counts per connection.
-pub async fn admit(State(admission): State<Arc<Admission>>, request: Request, next: Next) -> Response {
-    if !admission.health.is_started() {
-        return Error::Unavailable("The service is starting.").into_response();
+/// Under sustained overload every admitted request has waited for `queue_timeout`, so it is short. tower's
+/// `ConcurrencyLimit` is not used: in a router it counts per connection.
+pub async fn shed_load(State(load): State<Arc<LoadShed>>, request: Request, next: Next) -> Response {
+    if !load.health.is_started() {
+        return Error::unavailable("The service is starting. Retry the request.").into_response();
     }
-    let place = tokio::time::timeout(admission.queue_timeout, admission.places.acquire());
-    let Ok(Ok(_place)) = place.await else {
-        admission.metrics.http_requests_shed.inc();
-        return Error::Unavailable("The service is busy.").into_response();
+    let permit = tokio::time::timeout(load.queue_timeout, load.permits.acquire()).await;
+    let Ok(Ok(_permit)) = permit else {
+        load.metrics.http_requests_shed.inc();
+        return Error::unavailable("The service is saturated. Retry the request.").into_response();
     };
     next.run(request).await
 }

@@ -4,52 +4,34 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
-use axum::http::StatusCode;
 use axum::middleware::from_fn_with_state;
+use axum::response::IntoResponse;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::limit::RequestBodyLimitLayer;
-use tower_http::timeout::TimeoutLayer;
 
-use crate::links;
-use crate::platform::config::Http;
-use crate::platform::error::{Error, problem};
-use crate::platform::health::Health;
-use crate::platform::http::access_log::{HeadLimits, Observer, observe};
-use crate::platform::http::load_shed::{Admission, admit};
+use crate::platform::error::Error;
+use crate::platform::http::access_log::{Observer, observe};
+use crate::platform::http::load_shed::{LoadShed, shed_load};
 use crate::platform::state::AppState;
-use crate::platform::telemetry::metrics::Metrics;
 
-/// The routes of all domains. A new domain is a line here.
-pub fn domains() -> Router<AppState> {
-    Router::new().merge(links::router())
+/// Returns the public service: the domains behind load shedding, and the management endpoints beside them.
+pub fn public(domains: Router<AppState>, state: AppState, load: LoadShed, management: Router) -> Router {
+    domains.with_state(state).layer(from_fn_with_state(Arc::new(load), shed_load)).merge(management)
 }
 
-/// The public service: `domains` behind admission control, `management` beside it.
-pub fn build(
-    domains: Router<AppState>,
-    management: Router,
-    state: AppState,
-    http: &Http,
-    health: Health,
-    metrics: Arc<Metrics>,
-) -> Router {
-    let admission = Arc::new(Admission::new(http, health.clone(), Arc::clone(&metrics)));
-    let business = domains.with_state(state).layer(from_fn_with_state(admission, admit));
-    surround(business.merge(management), http, health, metrics)
-}
-
-/// Puts the middleware around `routes`, the outermost first. All in one `layer`: each one boxes every route anew.
-pub fn surround(routes: Router, http: &Http, health: Health, metrics: Arc<Metrics>) -> Router {
-    let limits = HeadLimits { uri_bytes: http.max_uri_bytes, headers: http.max_headers };
-    // The panic hook has logged and counted it.
-    let after_panic =
-        |_| problem(StatusCode::INTERNAL_SERVER_ERROR, "Something went wrong here.".to_owned(), vec![]);
-    routes.fallback(async || Error::NotFound).layer((
-        from_fn_with_state(Arc::new(Observer { limits, metrics, health }), observe),
-        CatchPanicLayer::custom(after_panic),
-        TimeoutLayer::with_status_code(StatusCode::SERVICE_UNAVAILABLE, http.request_timeout),
-        RequestBodyLimitLayer::new(http.max_body_bytes),
-        // axum's own limit binds only its extractors.
-        DefaultBodyLimit::disable(),
-    ))
+/// Adds the middleware to `routes`, the outermost first. A single `layer`, because each one boxes every route anew.
+pub fn with_middleware(routes: Router, observer: Observer, max_body_bytes: usize) -> Router {
+    routes
+        .fallback(async || Error::NotFound)
+        .method_not_allowed_fallback(async || Error::MethodNotAllowed)
+        .layer((
+            // Context, log, and metrics; rejects malformed heads; limits the time.
+            from_fn_with_state(Arc::new(observer), observe),
+            // The panic hook has logged and counted the panic.
+            CatchPanicLayer::custom(|_| Error::Panicked.into_response()),
+            // Ends a chunked body at the limit; the length of any other is checked with the head.
+            RequestBodyLimitLayer::new(max_body_bytes),
+            // axum's own limit applies only to its extractors.
+            DefaultBodyLimit::disable(),
+        ))
 }

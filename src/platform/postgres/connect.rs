@@ -1,60 +1,59 @@
-//! How sessions of PostgreSQL are made.
+//! Connections to PostgreSQL.
 
 use std::io::ErrorKind;
 use std::time::Duration;
 
-use sqlx::postgres::PgConnectOptions;
+use sqlx::postgres::{PgConnectOptions, PgSslMode};
 
-use crate::platform::config;
+use crate::platform::config::database::{Database, SslMode};
 use crate::platform::config::secret::{ExposeSecret, SecretString};
 
-/// How to connect; each session gets the limits, so that PostgreSQL keeps them when we cannot.
-pub fn options(config: &config::Database) -> PgConnectOptions {
+/// Returns how to connect, with limits that PostgreSQL enforces for each session even if the service cannot.
+pub fn options(config: &Database) -> PgConnectOptions {
     let milliseconds = |time: Duration| time.as_millis().to_string();
-    base_options(config).options([
+    options_without_limits(config).options([
         ("statement_timeout", milliseconds(config.statement_timeout)),
         ("lock_timeout", milliseconds(config.lock_timeout)),
         ("idle_in_transaction_session_timeout", milliseconds(config.idle_in_transaction_timeout)),
     ])
 }
 
-/// How to connect, without limits.
-pub fn base_options(config: &config::Database) -> PgConnectOptions {
-    let address = &config.address;
+/// Returns how to connect, without limits.
+pub fn options_without_limits(config: &Database) -> PgConnectOptions {
+    let endpoint = &config.endpoint;
     let mut options = PgConnectOptions::new_without_pgpass()
-        .port(address.port)
-        .username(&address.user)
-        .database(&address.name)
-        .ssl_mode(address.ssl_mode)
+        .port(endpoint.port)
+        .username(config.credentials.user.as_deref().unwrap_or_default())
+        .password(password(&config.credentials.password))
+        .database(&endpoint.name)
+        .ssl_mode(match endpoint.ssl_mode {
+            SslMode::Disable => PgSslMode::Disable,
+            SslMode::Require => PgSslMode::Require,
+            SslMode::VerifyCa => PgSslMode::VerifyCa,
+            SslMode::VerifyFull => PgSslMode::VerifyFull,
+        })
         .application_name(&config.application_name);
-    options = match address.host.starts_with('/') {
-        true => options.socket(&address.host),
-        false => options.host(&address.host),
+    options = if endpoint.host.starts_with('/') {
+        options.socket(&endpoint.host)
+    } else {
+        options.host(&endpoint.host)
     };
-    options = options.password(password(&address.password));
-    if let Some(path) = &address.ssl_root_cert {
+    if let Some(path) = &endpoint.ssl_root_cert {
         options = options.ssl_root_cert(path);
     }
     options
 }
 
-/// A word for what went wrong, fit for the public: no host, no user, no statement.
-pub fn error_class(error: &sqlx::Error) -> &'static str {
-    let state = error.as_database_error().and_then(|error| error.code());
-    match (error, state.as_deref()) {
-        (sqlx::Error::Io(error), _) if error.kind() == ErrorKind::ConnectionRefused => "refused",
-        (sqlx::Error::Io(_), _) => "connection",
-        (sqlx::Error::Tls(_), _) => "tls",
-        (_, Some(state)) if state.starts_with("28") => "authentication",
-        (_, Some("3D000")) => "no_such_database",
-        (_, Some("53300")) => "too_many_connections",
-        (_, Some(state)) if state.starts_with("57P") => "shutting_down",
-        (_, Some(_)) => "database",
-        _ => "protocol",
-    }
-}
-
-/// A password to set in any case, or sqlx would take PGPASSWORD from the environment.
+/// Returns the password to set. It is always set, possibly empty; otherwise sqlx reads PGPASSWORD.
 pub fn password(password: &Option<SecretString>) -> &str {
     password.as_ref().map_or("", ExposeSecret::expose_secret)
+}
+
+/// Awaits `work` for at most `timeout`.
+pub(super) async fn with_timeout<T>(
+    timeout: Duration,
+    work: impl Future<Output = sqlx::Result<T>>,
+) -> sqlx::Result<T> {
+    let result = tokio::time::timeout(timeout, work).await;
+    result.map_err(|_| sqlx::Error::Io(ErrorKind::TimedOut.into()))?
 }

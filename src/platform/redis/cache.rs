@@ -1,14 +1,14 @@
-//! Redis as a cache: it may be slow, gone or hold garbage, and nobody is told anything wrong because of it.
+//! Redis as a cache that may be slow, unavailable, or hold garbage without any client getting a wrong answer.
 //!
-//! Every failure is a miss within `operation_timeout`. After five in a row a breaker leaves Redis alone and
-//! lets one operation try it again after each pause, so that an outage costs next to nothing.
+//! Every failure is a miss within `operation_timeout`. After five consecutive failures a circuit breaker skips Redis and
+//! admits one operation per `breaker_pause`, so an outage costs next to nothing.
 //!
-//! Stale data is kept out by tombstones. A writer puts one in place of the value before it commits, in case that it
-//! crashes, and again after, in case that committing took long ([`Cache::invalidate`]). Readers only fill a key that
-//! is absent ([`Cache::fill`]), so that whoever read the old row cannot bring it back while the tombstone stands, and
-//! it stands longer than any request. Where it cannot be placed, this instance ignores the key and tries until it can
-//! or the value has expired. What remains: instances that reach Redis while the writer does not may see the old value
-//! until then, at most [`MAX_TTL`] after it was read.
+//! Tombstones keep stale values out. A writer replaces the value by a tombstone before it commits, in case it crashes, and
+//! again after, in case the commit takes long ([`Cache::invalidate_around`]). Readers fill only absent keys
+//! ([`Cache::fill`]): a reader of the old row cannot restore it while the tombstone exists, and a tombstone outlives every
+//! request. Where a tombstone cannot be written, this instance ignores the key and retries until the write succeeds or the
+//! value has expired. One case remains: instances that reach Redis while the writer cannot may read the old value, for at
+//! most [`MAX_TTL`] after it was read from the database.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
@@ -18,102 +18,106 @@ use redis::aio::MultiplexedConnection;
 use redis::{Cmd, FromRedisValue, RedisError};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio::sync::Notify;
+use tokio::sync::watch;
 
 use crate::platform::breaker::Breaker;
 use crate::platform::config;
-use crate::platform::config::url::{Credentials, RedisAddress};
-use crate::platform::redis::connect::{RedisClient, error_class};
+use crate::platform::config::redis::Endpoint;
+use crate::platform::config::secret::Credentials;
+use crate::platform::error_class::ErrorClass;
+use crate::platform::redis::connect::RedisClient;
 use crate::platform::telemetry::metrics::Metrics;
-use crate::platform::telemetry::request_context;
-use crate::platform::telemetry::spans;
+use crate::platform::telemetry::{request_context, spans};
 
-/// Longest life of a value, and so of a stale one in the worst case.
+/// Maximum age of a value, and so of a stale one in the worst case.
 pub const MAX_TTL: Duration = Duration::from_secs(60);
 /// No JSON value is empty.
 const TOMBSTONE: &[u8] = b"";
-/// Between two tries to place a tombstone.
-const RETRY_PAUSE: Duration = Duration::from_millis(250);
+/// Interval between attempts to write a tombstone.
+const RETRY_INTERVAL: Duration = Duration::from_millis(250);
 
-/// Handle of the cache. Cloning is cheap and shares the connection.
+/// Handle to the cache. Cloning is cheap and shares the connection.
 #[derive(Clone)]
 pub struct Cache(Arc<Inner>);
 
 struct Inner {
-    address: RedisAddress,
+    endpoint: Endpoint,
     client: RwLock<RedisClient>,
-    refused: Notify,
+    /// Whether Redis rejected the credentials in use at the last login.
+    refused: watch::Sender<bool>,
     prefix: String,
     operation_timeout: Duration,
     tombstone_ttl: Duration,
     breaker: Breaker,
-    /// Keys whose tombstone is not in Redis yet, and when it is needed no more.
-    unplaced: Mutex<HashMap<String, Instant>>,
+    /// Keys whose tombstone is not in Redis yet, and the time from which none is needed.
+    pending_invalidations: Mutex<HashMap<String, Instant>>,
     metrics: Arc<Metrics>,
 }
 
 /// Why an operation has no result.
 enum Failure {
-    /// Not tried: the breaker is open.
+    /// Not attempted: the breaker is open.
     Skipped,
-    /// The key holds another type than text.
+    /// The key holds another type than a string.
     Corrupt,
-    /// An error or no answer in time.
-    Away,
+    /// An error, or no answer in time.
+    Unavailable,
 }
 
 impl Cache {
-    /// Makes a handle that connects when it is first used.
+    /// Returns a handle that connects when it is first used.
     ///
-    /// Keys begin with `prefix`, as others may use the same Redis. `request_timeout` is the longest time that a
-    /// reader takes from the database to [`Cache::fill`].
+    /// Keys begin with `prefix`, because other services may use the same Redis. `request_timeout` is the longest time
+    /// that a reader takes from the database to [`Cache::fill`].
     pub fn new(
-        config: &config::Redis,
+        config: &config::redis::Redis,
         prefix: &str,
         request_timeout: Duration,
         metrics: Arc<Metrics>,
     ) -> Result<Self, RedisError> {
         Ok(Self(Arc::new(Inner {
-            address: config.address.clone(),
-            client: RwLock::new(RedisClient::new(&config.address)?),
-            refused: Notify::new(),
+            endpoint: config.endpoint.clone(),
+            client: RwLock::new(RedisClient::new(&config.endpoint, &config.credentials)?),
+            refused: watch::Sender::new(false),
             prefix: format!("{prefix}:"),
             operation_timeout: config.operation_timeout,
             tombstone_ttl: 2 * request_timeout,
             breaker: Breaker::new(config.breaker_pause),
-            unplaced: Mutex::default(),
+            pending_invalidations: Mutex::default(),
             metrics,
         })))
     }
 
-    /// Uses `credentials` from now on, if Redis accepts them and lets us write.
+    /// Switches to `credentials`, if Redis accepts them and allows writing.
     pub async fn change_credentials(&self, credentials: &Credentials) -> Result<(), RedisError> {
-        let Credentials { user, password } = credentials.clone();
-        let client = RedisClient::new(&RedisAddress { user, password, ..self.0.address.clone() })?;
+        let client = RedisClient::new(&self.0.endpoint, credentials)?;
         let mut write = Cmd::set(self.key("credentials"), TOMBSTONE);
         write.arg("PX").arg(1).query_async::<()>(&mut client.manager()).await?;
         *self.0.client.write().unwrap_or_else(PoisonError::into_inner) = client;
+        self.0.refused.send_replace(false);
         Ok(())
     }
 
-    /// Opens a connection beside that of the cache, and notes whether the credentials are refused.
-    pub async fn connect(&self, limit: Duration) -> Result<MultiplexedConnection, RedisError> {
+    /// Opens a connection beside that of the cache.
+    pub async fn connect(&self, timeout: Duration) -> Result<MultiplexedConnection, RedisError> {
         let client = self.client().clone();
-        let result = client.connect(limit).await;
-        if result.as_ref().is_err_and(|error| error_class(error) == "authentication") {
-            self.0.refused.notify_one();
+        let result = client.connect(timeout).await;
+        match result.as_ref().map_err(ErrorClass::from) {
+            Ok(_) => _ = self.0.refused.send_replace(false),
+            Err(ErrorClass::Authentication) => _ = self.0.refused.send_replace(true),
+            Err(_) => {}
         }
         result
     }
 
-    /// Waits until Redis has refused the credentials in use.
-    pub async fn refused(&self) {
-        self.0.refused.notified().await;
+    /// Returns a receiver of whether Redis rejects the credentials in use.
+    pub fn refused(&self) -> watch::Receiver<bool> {
+        self.0.refused.subscribe()
     }
 
-    /// The value of `key`, or `None` where the database has to be asked.
+    /// Returns the value of `key`, or `None` if the database has to be asked.
     pub async fn get<T: DeserializeOwned>(&self, key: &str) -> Option<T> {
-        if self.unplaced().contains_key(key) {
+        if self.pending_invalidations().contains_key(key) {
             self.count("get", "invalidated");
             return None;
         }
@@ -130,23 +134,23 @@ impl Cache {
             Ok(None) => "miss",
             Err(Failure::Corrupt) => "corrupt",
             Err(Failure::Skipped) => "skipped",
-            Err(Failure::Away) => "error",
+            Err(Failure::Unavailable) => "error",
         };
         self.count("get", outcome);
         if outcome == "corrupt" {
-            tracing::warn!(key, "the cache held a value of another shape");
+            tracing::warn!(key, "discarded a cache entry that could not be deserialized");
             self.invalidate(key).await;
         }
         None
     }
 
-    /// Stores what the database said, unless the key has a value or a tombstone. It expires [`MAX_TTL`] after `asked`,
-    /// when the database was, however long the command is on its way; up to a tenth is taken off at random, so that
-    /// values stored together do not expire together.
-    pub async fn fill<T: Serialize>(&self, key: &str, value: &T, asked: SystemTime) {
+    /// Stores a value from the database, unless the key has a value or a tombstone.
+    ///
+    /// The value expires [`MAX_TTL`] after `read_at`, the time at which the database was asked, however long the command
+    /// takes. A random part of up to a tenth is subtracted, so that values stored together do not expire together.
+    pub async fn fill<T: Serialize>(&self, key: &str, value: &T, read_at: SystemTime) {
         let Ok(value) = serde_json::to_vec(value) else { return };
-        let jitter = MAX_TTL.mul_f64(0.1 * f64::from(uuid::Uuid::new_v4().as_bytes()[0]) / 255.0);
-        let expires = asked + MAX_TTL - jitter;
+        let expires = read_at + MAX_TTL.mul_f64(rand::random_range(0.9..=1.0));
         let expires = expires.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let mut command = Cmd::set(self.key(key), value);
         command.arg("NX").arg("PXAT").arg(expires.as_millis() as u64);
@@ -154,32 +158,40 @@ impl Cache {
         self.count("fill", outcome(&result));
     }
 
-    /// Makes sure that the value of `key` as of now is not read again. To be called before a change is committed and
-    /// after.
+    /// Awaits `change`, normally a commit, between two invalidations of `key`. The module documentation says why two.
+    pub async fn invalidate_around<T>(&self, key: &str, change: impl Future<Output = T>) -> T {
+        self.invalidate(key).await;
+        let result = change.await;
+        self.invalidate(key).await;
+        result
+    }
+
+    /// Ensures that the current value of `key` is not read again.
     pub async fn invalidate(&self, key: &str) {
-        if self.place_tombstone(key).await {
+        if self.write_tombstone(key).await {
             return;
         }
-        let needless = Instant::now() + MAX_TTL + self.0.tombstone_ttl;
-        if self.unplaced().insert(key.to_owned(), needless).is_some() {
+        let give_up_at = Instant::now() + MAX_TTL + self.0.tombstone_ttl;
+        if self.pending_invalidations().insert(key.to_owned(), give_up_at).is_some() {
             return;
         }
-        let (cache, key) = (self.clone(), key.to_owned());
+        let cache = self.clone();
+        let key = key.to_owned();
         #[expect(clippy::disallowed_methods, reason = "a shutdown must not wait for Redis to return")]
         tokio::spawn(async move {
             loop {
-                tokio::time::sleep(RETRY_PAUSE).await;
-                let placed = cache.place_tombstone(&key).await;
-                let mut unplaced = cache.unplaced();
-                if placed || unplaced.get(&key).is_none_or(|needless| *needless < Instant::now()) {
-                    unplaced.remove(&key);
+                tokio::time::sleep(RETRY_INTERVAL).await;
+                let written = cache.write_tombstone(&key).await;
+                let mut pending = cache.pending_invalidations();
+                if written || pending.get(&key).is_none_or(|give_up_at| *give_up_at < Instant::now()) {
+                    pending.remove(&key);
                     break;
                 }
             }
         });
     }
 
-    async fn place_tombstone(&self, key: &str) -> bool {
+    async fn write_tombstone(&self, key: &str) -> bool {
         let mut command = Cmd::set(self.key(key), TOMBSTONE);
         command.arg("PX").arg(self.0.tombstone_ttl.as_millis() as u64);
         let result = self.run::<()>(&command).await;
@@ -189,30 +201,30 @@ impl Cache {
 
     async fn run<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, Failure> {
         let inner = &self.0;
-        if !inner.breaker.admits() {
+        if !inner.breaker.admits(Instant::now()) {
             return Err(Failure::Skipped);
         }
-        let since = Instant::now();
+        let start = Instant::now();
         let span = spans::redis(command);
         let mut connection = self.client().manager();
         let reply = command.query_async::<T>(&mut connection);
         let result = tokio::time::timeout(inner.operation_timeout, reply).await;
         if let Some(context) = request_context::current() {
-            context.cache.add(since.elapsed());
+            context.cache.add(start.elapsed());
         }
         let result = match result {
             Ok(Ok(value)) => Ok(value),
             Ok(Err(error)) if error.code() == Some("WRONGTYPE") => Err(Failure::Corrupt),
             Ok(Err(error)) => {
-                tracing::debug!(error = %error, "a cache operation failed");
-                Err(Failure::Away)
+                tracing::debug!(error = %error, "cache operation failed");
+                Err(Failure::Unavailable)
             }
-            Err(_) => Err(Failure::Away),
+            Err(_) => Err(Failure::Unavailable),
         };
         if result.is_err() {
             spans::fail(&span);
         }
-        inner.breaker.record(!matches!(result, Err(Failure::Away)));
+        inner.breaker.record(!matches!(result, Err(Failure::Unavailable)), Instant::now());
         inner.metrics.cache_breaker_open.set(inner.breaker.is_open().into());
         result
     }
@@ -225,8 +237,8 @@ impl Cache {
         self.0.client.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn unplaced(&self) -> MutexGuard<'_, HashMap<String, Instant>> {
-        self.0.unplaced.lock().unwrap_or_else(PoisonError::into_inner)
+    fn pending_invalidations(&self) -> MutexGuard<'_, HashMap<String, Instant>> {
+        self.0.pending_invalidations.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn count(&self, operation: &str, outcome: &str) {
@@ -238,6 +250,6 @@ fn outcome<T>(result: &Result<T, Failure>) -> &'static str {
     match result {
         Ok(_) => "ok",
         Err(Failure::Skipped) => "skipped",
-        Err(Failure::Corrupt | Failure::Away) => "error",
+        Err(Failure::Corrupt | Failure::Unavailable) => "error",
     }
 }

@@ -1,4 +1,4 @@
-//! How connections to Redis are made, and the one that the cache works on.
+//! Connections to Redis.
 
 use std::time::Duration;
 
@@ -6,10 +6,10 @@ use redis::aio::{ConnectionManager, ConnectionManagerConfig, MultiplexedConnecti
 use redis::io::tcp::TcpSettings;
 use redis::{AsyncConnectionConfig, Client, ConnectionAddr, IntoConnectionInfo, RedisError};
 
-use crate::platform::config::secret::ExposeSecret;
-use crate::platform::config::url::RedisAddress;
+use crate::platform::config::redis::Endpoint;
+use crate::platform::config::secret::{Credentials, ExposeSecret};
 
-/// An address with its credentials. A clone shares the connection.
+/// An endpoint with its credentials. Clones share one connection.
 #[derive(Clone)]
 pub struct RedisClient {
     client: Client,
@@ -17,68 +17,51 @@ pub struct RedisClient {
 }
 
 impl RedisClient {
-    /// Connects when it is first used.
-    pub fn new(address: &RedisAddress) -> Result<Self, RedisError> {
-        // The manager's own retries and waits would hold up callers for seconds.
+    /// Returns a client that connects when it is first used.
+    pub fn new(endpoint: &Endpoint, credentials: &Credentials) -> Result<Self, RedisError> {
+        // The defaults of the manager retry for seconds, and callers wait for that.
         let config = ConnectionManagerConfig::new()
             .set_number_of_retries(1)
             .set_min_delay(Duration::from_millis(50))
             .set_max_delay(Duration::from_millis(200))
             .set_connection_timeout(Some(Duration::from_millis(250)))
             .set_response_timeout(Some(Duration::from_millis(250)));
-        let client = client(address)?;
+        let client = client(endpoint, credentials)?;
         let manager = ConnectionManager::new_lazy_with_config(client.clone(), config)?;
         Ok(Self { client, manager })
     }
 
-    /// The connection that is shared, and made anew when it breaks.
+    /// Returns the shared connection, which reconnects after a failure.
     pub fn manager(&self) -> ConnectionManager {
         self.manager.clone()
     }
 
-    /// A connection of its own.
-    pub async fn connect(&self, limit: Duration) -> Result<MultiplexedConnection, RedisError> {
-        let limits = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(limit))
-            .set_response_timeout(Some(limit));
-        self.client.get_multiplexed_async_connection_with_config(&limits).await
+    /// Opens a separate connection with `timeout` for connecting and for each answer.
+    pub async fn connect(&self, timeout: Duration) -> Result<MultiplexedConnection, RedisError> {
+        let config = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(timeout))
+            .set_response_timeout(Some(timeout));
+        self.client.get_multiplexed_async_connection_with_config(&config).await
     }
 }
 
-fn client(address: &RedisAddress) -> Result<Client, RedisError> {
-    let (host, port) = (address.host.clone(), address.port);
-    let addr = match address.tls {
-        true => ConnectionAddr::TcpTls { host, port, insecure: false, tls_params: None },
-        false => ConnectionAddr::Tcp(host, port),
+fn client(endpoint: &Endpoint, credentials: &Credentials) -> Result<Client, RedisError> {
+    let Endpoint { host, port, db, tls } = endpoint.clone();
+    let address = if tls {
+        ConnectionAddr::TcpTls { host, port, insecure: false, tls_params: None }
+    } else {
+        ConnectionAddr::Tcp(host, port)
     };
-    let mut info = redis::RedisConnectionInfo::default().set_db(address.db);
-    if let Some(user) = &address.user {
+    let mut info = redis::RedisConnectionInfo::default().set_db(db);
+    if let Some(user) = &credentials.user {
         info = info.set_username(user);
     }
-    if let Some(password) = &address.password {
+    if let Some(password) = &credentials.password {
         info = info.set_password(password.expose_secret());
     }
     let tcp = TcpSettings::default().set_nodelay(true);
-    // A connection whose other end has vanished is given up by the kernel, and then replaced.
+    // The kernel gives up a connection whose peer has vanished; the manager then replaces it.
     #[cfg(target_os = "linux")]
     let tcp = tcp.set_user_timeout(Duration::from_secs(2));
-    let info = addr.into_connection_info()?.set_tcp_settings(tcp).set_redis_settings(info);
-    Client::open(info)
-}
-
-/// A word for what went wrong, fit for the public.
-pub fn error_class(error: &RedisError) -> &'static str {
-    if error.is_timeout() {
-        "timeout"
-    } else if error.is_connection_refusal() {
-        "refused"
-    } else if error.kind() == redis::ErrorKind::AuthenticationFailed
-        || matches!(error.code(), Some("NOAUTH" | "WRONGPASS"))
-    {
-        "authentication"
-    } else if error.is_io_error() {
-        "connection"
-    } else {
-        "protocol"
-    }
+    Client::open(address.into_connection_info()?.set_tcp_settings(tcp).set_redis_settings(info))
 }

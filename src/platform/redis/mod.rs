@@ -1,4 +1,5 @@
-//! Redis as a cache.
+//! Redis: how to connect to it, the cache, and the health check.
 
 pub mod cache;
 pub mod connect;
+pub mod probe;

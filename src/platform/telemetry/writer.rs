@@ -1,7 +1,9 @@
-//! A bounded, non-blocking way to stdout.
+//! A bounded, non-blocking writer to stdout. Not `tracing_appender::non_blocking`, which wakes its thread for each line:
+//! writing lines together took a request from 56 to 39 us of CPU (docs/performance.md).
 //!
-//! A pipe that nobody reads blocks whoever writes to it. One thread writes; everybody else leaves lines in a buffer, or
-//! drops them, counted, when it holds its limit: logging never stops a request. As many are with the thread meanwhile.
+//! Writing to a pipe that is full blocks the writer. So only one thread writes; all others append their lines to a
+//! buffer. When the buffer is full, lines are dropped and counted: logging never blocks a request. The thread may hold
+//! one more buffer of the same size.
 
 use std::io::{self, Write};
 use std::mem;
@@ -13,18 +15,18 @@ use std::time::Duration;
 use prometheus::IntCounter;
 use tracing_subscriber::fmt::MakeWriter;
 
-/// Time in which further lines join the first: to wake the thread for each costs more than to make the line.
-const GATHER_PAUSE: Duration = Duration::from_millis(5);
+/// How long the thread waits for more lines after the first, because waking it costs more than rendering a line.
+const GATHER_INTERVAL: Duration = Duration::from_millis(5);
 
-/// Room that a buffer keeps.
+/// Maximum capacity that an empty buffer keeps.
 const IDLE_BYTES: usize = 256 * 1024;
 
-/// Handle that takes lines.
+/// Accepts lines.
 #[derive(Clone)]
 pub struct LogWriter {
     shared: Arc<Shared>,
     limit: usize,
-    /// Lines that there was no room for.
+    /// Lines dropped because the buffer was full.
     pub dropped: IntCounter,
 }
 
@@ -40,12 +42,12 @@ struct Shared {
     changed: Condvar,
 }
 
-/// One buffer for all lines, not one for each: what one thread allocates and another frees is slow.
+/// One buffer for all lines, not one for each: memory that one thread allocates and another frees is slow.
 #[derive(Default)]
 struct Waiting {
     text: Vec<u8>,
     lines: usize,
-    /// No more will come.
+    /// The thread exits after these lines.
     ended: bool,
 }
 
@@ -54,14 +56,15 @@ impl Shared {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for lines and moves them into `text`; `true` when they are the last.
+    /// Waits for lines and moves them into `text`; returns `true` if these are the last.
     fn take(&self, text: &mut Vec<u8>) -> bool {
-        let idle = |waiting: &mut Waiting| waiting.lines == 0 && !waiting.ended;
-        let waiting = self.changed.wait_while(self.waiting(), idle).unwrap_or_else(PoisonError::into_inner);
+        let is_idle = |waiting: &mut Waiting| waiting.lines == 0 && !waiting.ended;
+        let waiting =
+            self.changed.wait_while(self.waiting(), is_idle).unwrap_or_else(PoisonError::into_inner);
         let ended = waiting.ended;
         drop(waiting);
         if !ended {
-            thread::sleep(GATHER_PAUSE);
+            thread::sleep(GATHER_INTERVAL);
         }
         let mut waiting = self.waiting();
         mem::swap(&mut waiting.text, text);
@@ -71,42 +74,48 @@ impl Shared {
 }
 
 impl LogWriter {
-    /// Starts the thread that writes to `output`. `report` makes the line that says how many were dropped.
+    /// Starts the thread that writes to `output`. `report` renders the line with the number of dropped lines.
     pub fn start(
-        mut output: impl Write + Send + 'static,
+        output: impl Write + Send + 'static,
         buffer_lines: usize,
         report: impl Fn(u64) -> Vec<u8> + Send + 'static,
     ) -> io::Result<(Self, LogGuard)> {
+        let help = "Total number of log lines dropped because the buffer was full.";
+        let dropped = IntCounter::new("log_lines_dropped_total", help).map_err(io::Error::other)?;
         let shared = Arc::<Shared>::default();
-        let (done, finished) = sync_channel(1);
-        let dropped = IntCounter::new("log_lines_dropped_total", "Log lines that there was no room for.");
-        let dropped = dropped.map_err(io::Error::other)?;
-        let (lines, counter) = (Arc::clone(&shared), dropped.clone());
+        let (finished_tx, finished_rx) = sync_channel(1);
+        let writer = Self { shared: Arc::clone(&shared), limit: buffer_lines, dropped };
+        let guard = LogGuard { shared, finished: finished_rx };
+        let source = writer.clone();
         thread::Builder::new().name("log".to_owned()).spawn(move || {
-            let (mut text, mut reported, mut last) = (Vec::new(), 0, false);
-            while !last {
-                last = lines.take(&mut text);
-                // A closed stdout is nobody's to repair from here; the service goes on.
-                let _ = output.write_all(&text);
-                let dropped = counter.get();
-                if dropped > reported {
-                    let _ = output.write_all(&report(dropped - reported));
-                    reported = dropped;
-                }
-                let _ = output.flush();
-                text.clear();
-                // What a reader that stood still has made of it is not needed again.
-                text.shrink_to(IDLE_BYTES);
-            }
-            let _ = done.send(());
+            source.write_to(output, report);
+            let _ = finished_tx.send(());
         })?;
-        Ok((
-            Self { shared: Arc::clone(&shared), limit: buffer_lines, dropped },
-            LogGuard { shared, finished },
-        ))
+        Ok((writer, guard))
     }
 
-    /// Leaves `line`, which ends in a newline, or counts it as dropped.
+    /// Writes lines to `output` until the last.
+    fn write_to(&self, mut output: impl Write, report: impl Fn(u64) -> Vec<u8>) {
+        let mut text = Vec::new();
+        let mut reported = 0;
+        let mut last = false;
+        while !last {
+            last = self.shared.take(&mut text);
+            // Errors are ignored: the service continues without its log when stdout is closed.
+            let _ = output.write_all(&text);
+            let dropped = self.dropped.get();
+            if dropped > reported {
+                let _ = output.write_all(&report(dropped - reported));
+                reported = dropped;
+            }
+            let _ = output.flush();
+            text.clear();
+            // Release the memory that accumulated while stdout was blocked.
+            text.shrink_to(IDLE_BYTES);
+        }
+    }
+
+    /// Appends `line`, which ends in a newline, to the buffer; drops and counts it if the buffer is full.
     pub fn write_line(&self, line: &[u8]) {
         let mut waiting = self.shared.waiting();
         if waiting.lines == self.limit {
@@ -124,15 +133,15 @@ impl LogWriter {
 }
 
 impl LogGuard {
-    /// Waits until all lines are written, at most `limit`: the reader may be gone.
-    pub fn finish(&self, limit: Duration) -> Result<(), RecvTimeoutError> {
+    /// Waits until all lines are written, at most `timeout`, because the reader of stdout may not read.
+    pub fn finish(&self, timeout: Duration) -> Result<(), RecvTimeoutError> {
         self.shared.waiting().ended = true;
         self.shared.changed.notify_one();
-        self.finished.recv_timeout(limit)
+        self.finished.recv_timeout(timeout)
     }
 }
 
-/// The text format writes through [`io::Write`], a whole event at a time.
+/// The text format writes each event with one call of [`io::Write::write`].
 impl<'a> MakeWriter<'a> for LogWriter {
     type Writer = Self;
 
@@ -158,14 +167,14 @@ mod tests {
 
     use super::*;
 
-    /// An output that says when it is written to, and then waits until the test lets it.
-    struct Gate {
+    /// An output that reports each write, and then blocks until the test drops `opened`'s sender.
+    struct BlockedOutput {
         entered: Sender<()>,
         opened: Receiver<()>,
         written: Sender<Vec<u8>>,
     }
 
-    impl Write for Gate {
+    impl Write for BlockedOutput {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
             let _ = self.entered.send(());
             let _ = self.opened.recv();
@@ -179,24 +188,24 @@ mod tests {
     }
 
     #[test]
-    fn a_blocked_reader_costs_lines_and_never_time() {
-        let ((entered, inside), (open, opened)) = (channel(), channel());
-        let (sink, written) = channel();
-        let gate = Gate { entered, opened, written: sink };
-        let (writer, guard) =
-            LogWriter::start(gate, 10, |dropped| format!("dropped {dropped}\n").into_bytes()).unwrap();
+    fn a_blocked_output_drops_lines_and_blocks_no_caller() {
+        let (entered_tx, entered_rx) = channel();
+        let (opened_tx, opened_rx) = channel();
+        let (written_tx, written_rx) = channel();
+        let output = BlockedOutput { entered: entered_tx, opened: opened_rx, written: written_tx };
+        let report = |dropped| format!("dropped {dropped}\n").into_bytes();
+        let (writer, guard) = LogWriter::start(output, 10, report).unwrap();
 
         writer.write_line(b"first\n");
-        inside.recv().unwrap();
+        entered_rx.recv().unwrap();
         for line in 0..1000 {
             writer.write_line(format!("{line}\n").as_bytes());
         }
         assert_eq!(writer.dropped.get(), 990);
-        drop(open);
+        drop(opened_tx);
         guard.finish(Duration::from_secs(5)).unwrap();
 
-        let output: Vec<u8> = written.iter().flatten().collect();
-        let output = String::from_utf8(output).unwrap();
+        let output = String::from_utf8(written_rx.iter().flatten().collect()).unwrap();
         assert!(output.starts_with("first\n"), "{output}");
         assert!(output.contains("\n9\n") && !output.contains("\n10\n"), "{output}");
         assert!(output.contains("dropped 990\n"), "{output}");
