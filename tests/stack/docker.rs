@@ -21,7 +21,6 @@ pub const IMAGE: &str = "app-test";
 const PROBE: &str = "busybox:1.37";
 
 /// Whether the tests are those of `scripts/test-stack --full`, rather than those of every change.
-#[expect(clippy::disallowed_methods, reason = "an option of the command")]
 pub fn is_full() -> bool {
     std::env::var_os("STACK_TESTS").is_some_and(|tests| tests == "full")
 }
