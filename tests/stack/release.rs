@@ -149,7 +149,8 @@ fn releases() {
     succeeds(&mut release(&stack, &["--rolling", "clean"]));
     assert_eq!(serving(&stack), ["clean", "clean"]);
     fails(&mut release(&stack, &["--rollback"]), "nothing to go back to");
-    let checks: [(&str, fn(&Stack)); 7] = [
+    type Check = fn(&Stack);
+    let checks: [(&str, Check); 7] = [
         ("switches", switches),
         ("takes bad ones back", takes_bad_ones_back),
         ("rolls", rolls),
