@@ -3,7 +3,7 @@
 #                    -> dev      hot reload, for docker-compose.yml         docker build --target dev .
 #
 # No `syntax` line: each engine since 25.0 knows all that is used here, so that building needs no frontend from a
-# registry. Tags are exact, digests those of the multi-platform index; docs/image.md has the reasons and the figures.
+# registry. Tags are exact, digests those of the multi-platform index; docs/decisions.md has the reasons and the figures.
 
 # The version of rust-toolchain.toml: a test compares them.
 ARG RUST_IMAGE=rust:1.95.0-slim-trixie@sha256:e14e87345b4d5964ddcc3491d27ee046a0f23820f340c3c1e24da6880141f7c0

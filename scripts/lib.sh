@@ -104,6 +104,13 @@ step() {
 # Prints a field of the package, which is what Cargo.toml begins with.
 package() { sed -n "/^\[package\]/,/^$/s/^$1 = \"\(.*\)\"/\1/p" Cargo.toml; }
 
+# Writes the package's name into Cargo.lock, which in a new project still has that of the template; nothing else changes
+# there. Commands with --locked would fail otherwise. A machine that has no index of the registry yet needs the network.
+name_in_lock() {
+  awk 'BEGIN { RS = "" } !/\nsource = /' Cargo.lock | grep -qx "name = \"$(package name)\"" ||
+    cargo update --quiet --workspace --offline 2>/dev/null || cargo update --quiet --workspace
+}
+
 # Lists the files that git knows of this checkout, and those that it would add, each with a NUL behind it: those that the
 # arguments name, as git's pathspecs.
 checkout_files() {

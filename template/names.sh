@@ -1,25 +1,25 @@
 # shellcheck shell=bash
-# What the name of a project is, where it stands, and what is made of it.
+# Where the name of a project is written.
+# shellcheck source=scripts/lib.sh
+. scripts/lib.sh
 
-# The package's.
-project_name() {
-  sed -n 's/^name = "\(.*\)"/\1/p' Cargo.toml | head -n 1
-}
+# The files that name the project.
+shopt -s nullglob
+# shellcheck disable=SC2034 # used by siblings and rename
+named=(.env.example Cargo.toml deploy/kubernetes/overlays/*/kustomization.yaml)
+shopt -u nullglob
 
-# What names of containers and namespaces begin with: a DNS label, of at most 63 characters (RFC 1123), with room for more.
+# Prints name $1 as a DNS label, of at most 63 characters (RFC 1123), with room for the rest of a container's name.
 label_of() {
   local name=${1//_/-}
   echo "${name:0:40}"
 }
 
-# The sed script that renames package $1 to $2 in a lock file, with the version $3 if there is one: the entry that comes
-# from no registry, and where another one needs it.
-in_lock() {
-  local version=${3:+"; s/\\nversion = \"[^\"]*\"/\\nversion = \"$3\"/"}
-  printf '%s\n' "s/^ \"$1\",\$/ \"$2\",/" "/^name = \"$1\"\$/ { N; N; /\\nsource = /! { s/^name = \"$1\"/name = \"$2\"/$version; }; }"
-}
-
-# The sed script that renames $1 to $2, with the label $3, in the files of compose, which name a project and an image.
-in_compose() {
-  printf '%s\n' "s/^name: $(label_of "$1")(-dev|-staging)?\$/name: $3\\1/" "s/\{APP_IMAGE:-$1\}/{APP_IMAGE:-$2}/"
+# Prints the script for `sed -E` that writes name $2 and label $3 into file $1.
+naming() {
+  case $1 in
+    Cargo.toml) printf '1,/^name = / s/^name = .*/name = "%s"/' "$2" ;;
+    .env.example) printf 's/^APP_IMAGE=.*/APP_IMAGE=%s/; s/^APP_NAME=.*/APP_NAME=%s/' "$2" "$3" ;;
+    *) printf 's/(namespace:? )[a-z0-9-]+-(production|staging)/\\1%s-\\2/' "$3" ;;
+  esac
 }

@@ -8,22 +8,24 @@ use axum::http::{HeaderMap, HeaderName, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use sqlx::Connection;
+use sqlx::PgConnection;
 
-use super::etag::{Versions, etag, is_held};
-use super::model::{CreateLink, Cursor, IdempotencyKey, Link, Slug, Target, UpdateLink};
+use super::model::{
+    CreateLink, Cursor, IdempotencyKey, Link, NewLink, Slug, StoredAnswer, Target, UpdateLink,
+};
 use super::store;
-use crate::cache::Cache;
-use crate::error::Error;
-use crate::extract::{self, Json, Path, Query};
-use crate::postgres::Database;
-use crate::shutdown::Tasks;
+use crate::platform::error::Error;
+use crate::platform::http::conditional::{Versions, etag, if_match, none_match};
+use crate::platform::http::extract::{self, Json, Path, Query};
+use crate::platform::postgres::Database;
+use crate::platform::redis::cache::Cache;
+use crate::platform::tasks::Tasks;
 
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 const DEFAULT_LIMIT: u16 = 20;
 const MAX_LIMIT: u16 = 100;
-/// Random slugs collide about never; more in a row means that something else is wrong.
-const SLUG_TRIES: usize = 3;
+/// Random slugs practically never collide. More collisions in a row mean that something else is wrong.
+const SLUG_ATTEMPTS: usize = 3;
 
 pub async fn create(
     State(database): State<Database>,
@@ -32,71 +34,57 @@ pub async fn create(
     headers: HeaderMap,
     Json(body): Json<CreateLink>,
 ) -> Result<Response, Error> {
-    let (slug, target) = body.validate().map_err(Error::Invalid)?;
+    let new = body.validate().map_err(Error::Invalid)?;
     let key = extract::header(&headers, &IDEMPOTENCY_KEY)?;
     let key: Option<IdempotencyKey> = key.map(str::parse).transpose()?;
-    let request = json!({"slug": slug.as_ref().map(Slug::as_str), "url": target.as_str()});
 
-    let link = tasks.run(insert_once(database, cache, key, request, (slug, target))).await?;
+    let link = database
+        .transaction(&tasks, move |mut transaction| {
+            Box::pin(async move {
+                let request =
+                    json!({"slug": new.slug.as_ref().map(Slug::as_str), "url": new.target.as_str()});
+                if let Some(key) = &key
+                    && !store::claim_key(&mut transaction, key, &request).await?
+                {
+                    return replay(store::find_answer(&mut transaction, key).await?, &request);
+                }
+                let link = insert(&mut transaction, &new).await?;
+                if let Some(key) = &key {
+                    store::save_answer(&mut transaction, key, &json!(link)).await?;
+                }
+                // The cache may hold that the link does not exist.
+                cache.invalidate_around(&cache_key(&link.slug), transaction.commit()).await?;
+                Ok(link)
+            })
+        })
+        .await?;
     let location = [(header::LOCATION, format!("/v1/links/{}", link.slug))];
-    Ok((StatusCode::CREATED, location, tagged(link)).into_response())
+    Ok((StatusCode::CREATED, location, with_etag(link)).into_response())
 }
 
-/// Inserts a link, or finds the one that an earlier request with the same key has made.
-async fn insert_once(
-    database: Database,
-    cache: Cache,
-    key: Option<IdempotencyKey>,
-    request: Value,
-    (slug, target): (Option<Slug>, Target),
-) -> Result<Link, Error> {
-    let mut connection = database.acquire().await?;
-    let mut transaction = connection.begin().await?;
-    if let Some(key) = &key
-        && !store::claim_key(&mut transaction, key, &request).await?
-    {
-        let answer = store::find_answer(&mut transaction, key).await?;
-        return replay(answer, &request);
+async fn insert(connection: &mut PgConnection, new: &NewLink) -> Result<Link, Error> {
+    if let Some(slug) = &new.slug {
+        let link = store::insert(connection, slug, &new.target).await?;
+        return link.ok_or(Error::Conflict("The slug is taken. Choose another one."));
     }
-    let link = insert(&mut transaction, slug, &target).await?;
-    if let Some(key) = &key {
-        store::save_answer(&mut transaction, key, &json!(link)).await?;
-    }
-    // The cache may know that there was no such link.
-    let cached = cache_key(&link.slug);
-    cache.invalidate(&cached).await;
-    transaction.commit().await?;
-    cache.invalidate(&cached).await;
-    Ok(link)
-}
-
-async fn insert(
-    connection: &mut sqlx::PgConnection,
-    slug: Option<Slug>,
-    target: &Target,
-) -> Result<Link, Error> {
-    if let Some(slug) = slug {
-        let link = store::insert(connection, &slug, target).await?;
-        return link.ok_or(Error::Conflict("The slug is taken."));
-    }
-    for _ in 0..SLUG_TRIES {
-        if let Some(link) = store::insert(connection, &Slug::random(), target).await? {
+    for _ in 0..SLUG_ATTEMPTS {
+        if let Some(link) = store::insert(connection, &Slug::random(), &new.target).await? {
             return Ok(link);
         }
     }
-    Err(Error::Unavailable("No free slug was found."))
+    Err(Error::unavailable("No free slug was found. Retry the request."))
 }
 
-/// The answer to an earlier request with the same key, if that request was the same.
-fn replay(answer: Option<(Value, Option<Value>)>, request: &Value) -> Result<Link, Error> {
+/// Returns the answer to an earlier request with the same key, if that request was the same.
+fn replay(answer: Option<StoredAnswer>, request: &Value) -> Result<Link, Error> {
     match answer {
-        Some((earlier, _)) if earlier != *request => {
+        Some(answer) if answer.request != *request => {
             Err(Error::invalid("Idempotency-Key", "was used with another body"))
         }
-        Some((_, Some(response))) => {
-            Ok(serde_json::from_value(response).context("cannot read a stored answer")?)
+        Some(StoredAnswer { response: Some(response), .. }) => {
+            Ok(serde_json::from_value(response).context("failed to read a stored answer")?)
         }
-        _ => Err(Error::Unavailable("The first request with this key is not finished.")),
+        _ => Err(Error::unavailable("The first request with this key is not finished. Retry the request.")),
     }
 }
 
@@ -129,15 +117,14 @@ pub async fn get(
     Path(slug): Path<String>,
     headers: HeaderMap,
 ) -> Result<Response, Error> {
-    let slug = known_form(&slug)?;
+    let slug = parse_slug(&slug)?;
     let mut connection = database.acquire().await?;
     let link = store::find(&mut connection, &slug).await?.ok_or(Error::NotFound)?;
 
-    let tags = extract::list(&headers, &header::IF_NONE_MATCH)?.unwrap_or_default();
-    if is_held(&tags, link.version) {
+    if none_match(&headers, link.version)? {
         return Ok((StatusCode::NOT_MODIFIED, [(header::ETAG, etag(link.version))]).into_response());
     }
-    Ok(tagged(link).into_response())
+    Ok(with_etag(link).into_response())
 }
 
 pub async fn update(
@@ -148,26 +135,23 @@ pub async fn update(
     headers: HeaderMap,
     Json(body): Json<UpdateLink>,
 ) -> Result<impl IntoResponse, Error> {
-    let slug = known_form(&slug)?;
+    let slug = parse_slug(&slug)?;
     let target = body.validate().map_err(Error::Invalid)?;
     let versions = if_match(&headers)?.ok_or(Error::PreconditionRequired)?;
 
-    let link = tasks
-        .run(async move {
-            let mut connection = database.acquire().await?;
-            let mut transaction = connection.begin().await?;
-            let link = store::update(&mut transaction, &slug, &target, versions.list()).await?;
-            let Some(link) = link else {
-                return Err(refusal(store::find(&mut transaction, &slug).await?.as_ref()));
-            };
-            let cached = cache_key(slug.as_str());
-            cache.invalidate(&cached).await;
-            transaction.commit().await?;
-            cache.invalidate(&cached).await;
-            Ok(link)
+    let link = database
+        .transaction(&tasks, move |mut transaction| {
+            Box::pin(async move {
+                let link = store::update(&mut transaction, &slug, &target, versions.list()).await?;
+                let Some(link) = link else {
+                    return Err(not_changed(&mut transaction, &slug).await);
+                };
+                cache.invalidate_around(&cache_key(slug.as_str()), transaction.commit()).await?;
+                Ok(link)
+            })
         })
         .await?;
-    Ok(tagged(link))
+    Ok(with_etag(link))
 }
 
 pub async fn delete(
@@ -177,67 +161,69 @@ pub async fn delete(
     Path(slug): Path<String>,
     headers: HeaderMap,
 ) -> Result<StatusCode, Error> {
-    let slug = known_form(&slug)?;
+    let slug = parse_slug(&slug)?;
     let versions = if_match(&headers)?.unwrap_or(Versions::Any);
 
-    tasks
-        .run(async move {
-            let mut connection = database.acquire().await?;
-            let mut transaction = connection.begin().await?;
-            if !store::delete(&mut transaction, &slug, versions.list()).await? {
-                return Err(refusal(store::find(&mut transaction, &slug).await?.as_ref()));
-            }
-            let cached = cache_key(slug.as_str());
-            cache.invalidate(&cached).await;
-            transaction.commit().await?;
-            cache.invalidate(&cached).await;
-            Ok(StatusCode::NO_CONTENT)
+    database
+        .transaction(&tasks, move |mut transaction| {
+            Box::pin(async move {
+                if !store::delete(&mut transaction, &slug, versions.list()).await? {
+                    return Err(not_changed(&mut transaction, &slug).await);
+                }
+                cache.invalidate_around(&cache_key(slug.as_str()), transaction.commit()).await?;
+                Ok(StatusCode::NO_CONTENT)
+            })
         })
         .await
 }
 
-/// A conditional change did nothing: the link is not there, or has another version.
-fn refusal(found: Option<&Link>) -> Error {
-    if found.is_some() { Error::PreconditionFailed } else { Error::NotFound }
+/// Returns why a conditional change did nothing: the link does not exist, or has another version.
+async fn not_changed(connection: &mut PgConnection, slug: &Slug) -> Error {
+    match store::find(connection, slug).await {
+        Ok(Some(_)) => Error::PreconditionFailed,
+        Ok(None) => Error::NotFound,
+        Err(error) => error.into(),
+    }
 }
 
-/// What the cache holds for a slug; JSON `null` for one that does not exist.
+/// What the cache holds for a slug; JSON `null` for a link that does not exist.
 #[derive(Deserialize, Serialize)]
-struct Cached {
+struct CachedLink {
     slug: String,
     url: String,
 }
 
-impl Cached {
-    /// Whatever wrote it, it must not lead elsewhere or break a header: a target in normal form is the same parsed.
-    fn is_of(&self, slug: &Slug) -> bool {
+impl CachedLink {
+    /// Returns whether the entry belongs to `slug` and its URL is a target in normal form. Garbage in the cache must
+    /// neither redirect elsewhere nor break a header.
+    fn is_valid_for(&self, slug: &Slug) -> bool {
         self.slug == slug.as_str()
             && self.url.parse::<Target>().is_ok_and(|target| target.as_str() == self.url)
     }
 }
 
-/// The hot path: from the cache, else from PostgreSQL into the cache.
+/// The hot path: from the cache, otherwise from PostgreSQL into the cache.
 pub async fn follow(
     State(database): State<Database>,
     State(cache): State<Cache>,
     Path(slug): Path<String>,
 ) -> Result<Response, Error> {
-    let slug = known_form(&slug)?;
+    let slug = parse_slug(&slug)?;
     let key = cache_key(slug.as_str());
-    let target = match cache.get::<Option<Cached>>(&key).await {
+    let target = match cache.get::<Option<CachedLink>>(&key).await {
         Some(None) => None,
-        Some(Some(cached)) if cached.is_of(&slug) => Some(cached.url),
+        Some(Some(cached)) if cached.is_valid_for(&slug) => Some(cached.url),
         unusable => {
             if unusable.is_some() {
                 cache.invalidate(&key).await;
             }
-            let asked = SystemTime::now();
+            let read_at = SystemTime::now();
             let mut connection = database.acquire().await?;
             let link = store::find(&mut connection, &slug).await?;
-            // Back to the pool before the cache takes its time.
+            // Return the connection before waiting for the cache.
             drop(connection);
-            let found = link.map(|link| Cached { slug: link.slug, url: link.url });
-            cache.fill(&key, &found, asked).await;
+            let found = link.map(|link| CachedLink { slug: link.slug, url: link.url });
+            cache.fill(&key, &found, read_at).await;
             found.map(|found| found.url)
         }
     };
@@ -249,16 +235,11 @@ fn cache_key(slug: &str) -> String {
     format!("link:{slug}")
 }
 
-/// What cannot be a slug cannot have been created either.
-fn known_form(slug: &str) -> Result<Slug, Error> {
+/// Text that is no slug names no link.
+fn parse_slug(slug: &str) -> Result<Slug, Error> {
     slug.parse().map_err(|_| Error::NotFound)
 }
 
-fn tagged(link: Link) -> impl IntoResponse {
+fn with_etag(link: Link) -> impl IntoResponse {
     ([(header::ETAG, etag(link.version))], axum::Json(link))
-}
-
-fn if_match(headers: &HeaderMap) -> Result<Option<Versions>, Error> {
-    let tags = extract::list(headers, &header::IF_MATCH)?;
-    Ok(tags.map(|tags| Versions::read(&tags)))
 }

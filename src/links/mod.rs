@@ -1,9 +1,8 @@
 //! EXAMPLE DOMAIN: short links. Delete it with `make remove-example`, or copy the folder for a domain of your own.
 //!
-//! It shows each pattern once: create with an idempotency key, keyset pagination, conditional requests with
-//! ETags, a transaction that survives its client, and a read path through the cache.
+//! It shows each pattern once: creation with an idempotency key, keyset pagination, conditional requests with ETags, a
+//! transaction that outlives its client, and a read path through the cache.
 
-pub mod etag;
 mod handlers;
 pub mod model;
 mod store;
@@ -11,7 +10,7 @@ mod store;
 use axum::Router;
 use axum::routing::{get, post};
 
-use crate::state::AppState;
+use crate::platform::state::AppState;
 
 pub fn router() -> Router<AppState> {
     Router::new()

@@ -1,25 +1,28 @@
-//! Types of the domain and what makes them valid. No I/O.
+//! Types of the domain and their validation. No I/O.
 
 use std::fmt;
 use std::str::FromStr;
 
+use rand::distr::{Alphanumeric, SampleString};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use time::OffsetDateTime;
 use url::Url;
-use uuid::Uuid;
 
-use crate::error::FieldError;
+use crate::platform::error::FieldError;
 
 const MAX_URL_BYTES: usize = 2048;
 const MAX_SLUG_BYTES: usize = 64;
 const MAX_KEY_BYTES: usize = 255;
+/// 62^7 = 3.5 * 10^12 random slugs.
+const RANDOM_SLUG_CHARACTERS: usize = 7;
 
-/// A link as it is told to clients.
+/// A link as clients see it.
 #[derive(Debug, Deserialize, PartialEq, Serialize)]
 pub struct Link {
     pub slug: String,
     pub url: String,
-    /// Also the ETag; each change adds 1.
+    /// Also the ETag. Each change adds 1.
     pub version: i32,
     #[serde(with = "time::serde::rfc3339")]
     pub created_at: OffsetDateTime,
@@ -42,12 +45,26 @@ pub struct UpdateLink {
     url: String,
 }
 
+/// A valid request for a new link.
+pub struct NewLink {
+    /// `None`: the service chooses one.
+    pub slug: Option<Slug>,
+    pub target: Target,
+}
+
+/// What is stored under an idempotency key.
+pub struct StoredAnswer {
+    pub request: Value,
+    /// `None` inside the transaction that creates it.
+    pub response: Option<Value>,
+}
+
 impl CreateLink {
-    /// The slug, if one is wished for, and the target; or everything that is wrong.
-    pub fn validate(&self) -> Result<(Option<Slug>, Target), Vec<FieldError>> {
+    /// Returns the new link, or every field that is wrong.
+    pub fn validate(&self) -> Result<NewLink, Vec<FieldError>> {
         let slug = self.slug.as_deref().map(Slug::from_str).transpose();
         match (slug, self.url.parse()) {
-            (Ok(slug), Ok(target)) => Ok((slug, target)),
+            (Ok(slug), Ok(target)) => Ok(NewLink { slug, target }),
             (slug, target) => Err([slug.err(), target.err()].into_iter().flatten().collect()),
         }
     }
@@ -64,17 +81,8 @@ impl UpdateLink {
 pub struct Slug(String);
 
 impl Slug {
-    /// Seven characters out of 62: 3.5 * 10^12 of them.
     pub fn random() -> Self {
-        const DIGITS: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
-        // The low 62 bits of a version 4 UUID are random.
-        let mut number = Uuid::new_v4().as_u64_pair().1 & (u64::MAX >> 2);
-        let mut digit = || {
-            let digit = DIGITS[(number % 62) as usize];
-            number /= 62;
-            char::from(digit)
-        };
-        Self((0..7).map(|_| digit()).collect())
+        Self(Alphanumeric.sample_string(&mut rand::rng(), RANDOM_SLUG_CHARACTERS))
     }
 
     pub fn as_str(&self) -> &str {
@@ -96,7 +104,7 @@ impl FromStr for Slug {
     }
 }
 
-/// Where a link leads: an absolute http or https URL in normal form, so that it is ASCII and fits a header.
+/// The target of a link: an absolute http or https URL in normal form, which is ASCII and fits a header.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Target(String);
 
@@ -113,7 +121,7 @@ impl FromStr for Target {
         let refused = |detail: &str| FieldError { field: "url", detail: detail.to_owned() };
         let url = Url::parse(text).map_err(|error| refused(&error.to_string()))?;
         if !matches!(url.scheme(), "http" | "https") {
-            // javascript: and data: would run in the reader's browser.
+            // A javascript: or data: URL would run code in the reader's browser.
             return Err(refused("must be an http or https URL"));
         }
         let text = String::from(url);
@@ -124,7 +132,7 @@ impl FromStr for Target {
     }
 }
 
-/// What a client calls one creation, so that it can send it again: 1 to 255 characters of its choice.
+/// A client's name for one creation, so that it can repeat the request: 1 to 255 characters of its choice.
 #[derive(Clone, Debug, PartialEq)]
 pub struct IdempotencyKey(String);
 
@@ -147,7 +155,7 @@ impl FromStr for IdempotencyKey {
     }
 }
 
-/// Where the next page begins: after the link with this id. Clients pass it back and read nothing into it.
+/// The next page begins after the link with this ID. Opaque to clients.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Cursor(pub i64);
 
@@ -162,7 +170,7 @@ impl FromStr for Cursor {
 
     fn from_str(text: &str) -> Result<Self, FieldError> {
         let id = (text.len() == 16).then(|| i64::from_str_radix(text, 16).ok()).flatten();
-        let detail = || FieldError { field: "cursor", detail: "is not from an earlier page".to_owned() };
+        let detail = || FieldError { field: "cursor", detail: "must come from an earlier page".to_owned() };
         id.filter(|id| *id > 0).map(Self).ok_or_else(detail)
     }
 }

@@ -1,11 +1,11 @@
-//! SQL and nothing else.
+//! The SQL of the domain.
 
 use serde_json::Value;
-use sqlx::{PgConnection, query, query_as, query_scalar};
+use sqlx::{PgConnection, query, query_as};
 
-use super::model::{Cursor, IdempotencyKey, Link, Slug, Target};
+use super::model::{Cursor, IdempotencyKey, Link, Slug, StoredAnswer, Target};
 
-/// Adds a link; `None` when the slug is taken.
+/// Inserts a link. Returns `None` if the slug is taken.
 pub async fn insert(
     connection: &mut PgConnection,
     slug: &Slug,
@@ -33,14 +33,14 @@ pub async fn find(connection: &mut PgConnection, slug: &Slug) -> sqlx::Result<Op
     .await
 }
 
-/// The newest links, or those that follow `after`; and where the next page begins, if there is one.
+/// Returns a page of links, newest first, that begins after `after`, and the cursor of the next page if there is one.
 pub async fn list(
     connection: &mut PgConnection,
     after: Option<Cursor>,
     limit: u16,
 ) -> sqlx::Result<(Vec<Link>, Option<Cursor>)> {
     let before = after.map_or(i64::MAX, |cursor| cursor.0);
-    // One more than asked for tells whether there is a next page.
+    // One more row than requested shows whether there is a next page.
     let mut rows = query!(
         "select id, slug, url, version, created_at, updated_at from links
          where id < $1 order by id desc limit $2",
@@ -62,7 +62,7 @@ pub async fn list(
     Ok((links.collect(), next))
 }
 
-/// Changes the link if its version is one of `versions`, or whatever it is with `None`.
+/// Updates a link whose version is in `versions`; `None` means any version.
 pub async fn update(
     connection: &mut PgConnection,
     slug: &Slug,
@@ -82,7 +82,7 @@ pub async fn update(
     .await
 }
 
-/// Deletes the link under the same condition as [`update`]; whether it did.
+/// Deletes a link under the same condition as [`update`], and returns whether it did.
 pub async fn delete(
     connection: &mut PgConnection,
     slug: &Slug,
@@ -98,10 +98,10 @@ pub async fn delete(
     Ok(result.rows_affected() > 0)
 }
 
-/// Takes an idempotency key for the rest of the transaction; `false` when it has been used.
+/// Claims an idempotency key for the rest of the transaction. Returns `false` if the key has been used.
 ///
-/// A second request with the same key waits here until the first one has committed. On the way, a few expired
-/// keys are removed, which keeps the table as small as a day's use.
+/// A concurrent request with the same key waits here until the first one has committed. Each call also deletes a few
+/// expired keys, so the table holds about one day of keys.
 pub async fn claim_key(
     connection: &mut PgConnection,
     key: &IdempotencyKey,
@@ -124,15 +124,14 @@ pub async fn claim_key(
     Ok(result.rows_affected() > 0)
 }
 
-/// What was asked and answered under `key`.
+/// Returns the request and the answer that are stored under `key`.
 pub async fn find_answer(
     connection: &mut PgConnection,
     key: &IdempotencyKey,
-) -> sqlx::Result<Option<(Value, Option<Value>)>> {
-    let row = query!("select request, response from idempotency_keys where key = $1", key.as_str())
+) -> sqlx::Result<Option<StoredAnswer>> {
+    query_as!(StoredAnswer, "select request, response from idempotency_keys where key = $1", key.as_str(),)
         .fetch_optional(connection)
-        .await?;
-    Ok(row.map(|row| (row.request, row.response)))
+        .await
 }
 
 pub async fn save_answer(
@@ -140,7 +139,7 @@ pub async fn save_answer(
     key: &IdempotencyKey,
     response: &Value,
 ) -> sqlx::Result<()> {
-    query_scalar!("update idempotency_keys set response = $2 where key = $1", key.as_str(), response)
+    query!("update idempotency_keys set response = $2 where key = $1", key.as_str(), response)
         .execute(connection)
         .await?;
     Ok(())

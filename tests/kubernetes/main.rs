@@ -20,7 +20,7 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
-use app::settings::{KEYS, variable};
+use app::platform::config::definitions::{KEYS, variable};
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 
@@ -71,7 +71,7 @@ impl Rendered {
     /// The effective value of a setting.
     fn setting(&self, key: &str) -> String {
         let given = self.settings().get(&variable(key)).map(|value| text(value).to_owned());
-        given.unwrap_or_else(|| KEYS[key].clone())
+        given.unwrap_or_else(|| KEYS[key].default.clone())
     }
 
     fn pause(&self, key: &str) -> u64 {
@@ -206,7 +206,7 @@ fn the_service_accepts_the_settings() {
         let secrets = TempDir::new().unwrap();
         let mut check = Command::new(env!("CARGO_BIN_EXE_app"));
         check.args(["config", "check"]).env_clear().env("HOSTNAME", "pod");
-        let readme = fs::read_to_string(root().join("docs/kubernetes.md")).unwrap();
+        let readme = fs::read_to_string(root().join("deploy/kubernetes/README.md")).unwrap();
         for (name, value) in &rendered.settings() {
             let value = text(value);
             let file = value.strip_prefix("/secrets/").filter(|_| name.ends_with("_FILE"));
@@ -319,7 +319,7 @@ fn connections_fit_and_selectors_find_the_service_alone() {
         let grace = number(&rendered.templates()[0]["spec"]["terminationGracePeriodSeconds"]);
         let draining = grace.div_ceil(number(&deployment["minReadySeconds"]));
         let pods = most + number(&rolling["maxSurge"]) + number(&budget["maxUnavailable"]) + draining;
-        // Besides the pool: health check, renewal, and the trial of new credentials (src/default.toml).
+        // Besides the pool: health check, renewal, and the trial of new credentials (src/platform/config/default.toml).
         let each = rendered.setting("database.max_connections").parse::<u64>().unwrap() + 3;
         let needed = pods * each + 1 + 3; // the migration, and what PostgreSQL keeps for its superuser
         let given = text(&scaler["metadata"]["annotations"]["postgres-max-connections"]).parse().unwrap();

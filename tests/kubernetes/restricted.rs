@@ -2,7 +2,8 @@
 
 use serde_json::{Value, json};
 
-use crate::{items, text};
+use crate::platform::items;
+use crate::platform::text;
 
 /// Not given, or one of `allowed`.
 fn is_unset_or(value: &Value, allowed: &[&str]) -> bool {

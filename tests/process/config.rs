@@ -1,4 +1,5 @@
-//! Settings and secrets: problems are told at once (G12), any text works as a secret (G11), and none gets out (G10).
+//! Settings and secrets: all problems are reported together (G12), any text works as a secret (G11), and no output
+//! contains a secret (G10).
 
 use std::fs;
 use std::process::Command;
@@ -56,7 +57,7 @@ fn five_faults_give_five_lines_before_anything_is_connected() {
 }
 
 #[test]
-fn an_unreadable_file_is_told_with_owner_mode_and_our_uid() {
+fn names_a_file_that_cannot_be_read() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().to_str().unwrap();
 
@@ -68,7 +69,7 @@ fn an_unreadable_file_is_told_with_owner_mode_and_our_uid() {
 }
 
 #[test]
-fn config_show_tells_values_and_their_sources() {
+fn config_show_prints_values_and_their_sources() {
     let settings = [
         ("DATABASE_URL", "postgres://me:s3cr3t@localhost/shop"),
         ("REDIS_URL", "redis://localhost"),
@@ -92,7 +93,7 @@ fn the_version_has_the_revision() {
     let (code, stdout, _, _) = app(&["--version"], &[]);
 
     assert_eq!(code, Some(0));
-    assert_eq!(stdout.trim(), format!("app {} ({})", app::VERSION, app::REVISION));
+    assert_eq!(stdout.trim(), format!("app {} ({})", app::PACKAGE.version, app::PACKAGE.revision));
 }
 
 #[test]
@@ -103,7 +104,7 @@ fn a_port_that_is_taken_ends_the_start_with_its_address() {
     let output = Setup::shared().set("HTTP__PORT", address.port()).command(&[]).output().unwrap();
 
     assert_eq!(output.status.code(), Some(1));
-    assert!(String::from_utf8_lossy(&output.stderr).contains(&format!("cannot listen on {address}")));
+    assert!(String::from_utf8_lossy(&output.stderr).contains(&format!("failed to listen on {address}")));
 }
 
 #[test]
@@ -148,7 +149,7 @@ fn whatever_the_password_the_login_works_by_variable_by_file_and_by_url() {
     println!("{logins} logins with unusual and random passwords");
 }
 
-/// The secret in the forms in which it might slip out.
+/// Checks for the secret in each form that an output could contain.
 fn assert_no_canary(text: &str) {
     let encoded: String = url::form_urlencoded::byte_serialize(PASSWORD.as_bytes()).collect();
     for form in [PASSWORD, &encoded, &PASSWORD.escape_debug().to_string(), "c4nary"] {

@@ -146,7 +146,7 @@ fn loaded(port: u16) -> App {
         .workload()
         .set("OTLP__ENDPOINT", format!("http://127.0.0.1:{port}"))
         .set("OTLP__FLUSH_TIMEOUT", "500ms")
-        .set("LOG__LEVEL", "warn,app::server=info")
+        .set("LOG__LEVEL", "warn,app::platform::server=info")
         .start();
     app.client().send("POST", "/v1/notes", &[], &json!({"text": "hello"}));
     let load = Load::get(app.address, "/v1/notes/1");

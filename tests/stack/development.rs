@@ -12,6 +12,9 @@ use crate::support::{eventually, free_port};
 #[test]
 fn the_development_stack_reloads_an_edit() {
     let checkout = Checkout::with_notes();
+    // As in a new project, which has the lock file of the template.
+    let own = format!("name = \"{}\"\n", env!("CARGO_PKG_NAME"));
+    checkout.edit("Cargo.lock", &own, "name = \"template\"\n");
     let port = free_port();
     let variables = [
         ("DEV_PORT", port.to_string()),
@@ -22,6 +25,8 @@ fn the_development_stack_reloads_an_edit() {
     let start = Instant::now();
     project.compose(&["up", "--detach", "--build", "--wait", "--wait-timeout", "600"]);
     println!("up and healthy after {:.1?}, with everything compiled", start.elapsed());
+    let lock = std::fs::read_to_string(checkout.path().join("Cargo.lock")).unwrap();
+    assert!(lock.contains(&own) && !lock.contains("name = \"template\"\n"), "{lock}");
 
     let address = SocketAddr::from(([127, 0, 0, 1], port));
     let note = Client::connect(address).send("POST", "/v1/notes", &[], &json!({"text": "hello"})).json();
@@ -31,7 +36,7 @@ fn the_development_stack_reloads_an_edit() {
     assert!(published.contains(&format!("127.0.0.1:{port}->")), "{published}");
 
     let start = Instant::now();
-    checkout.edit("src/management.rs", "\"alive\"", "\"edited\"");
+    checkout.edit("src/platform/http/management.rs", "\"alive\"", "\"edited\"");
     let live = eventually(Duration::from_secs(180), "the edit", || {
         let answer = Client::try_connect(address)?.try_request("GET", "/health/live", &[], "")?;
         (answer.json() == json!({"status": "edited"})).then(|| start.elapsed())
@@ -39,8 +44,8 @@ fn the_development_stack_reloads_an_edit() {
     println!("an edit is live after {live:.1?}");
     // The data of before the edit, from a file that did not exist when the watch began.
     std::fs::write(checkout.path().join("src/added.rs"), "").unwrap();
-    checkout.edit("src/lib.rs", "pub mod address;", "pub mod added;\npub mod address;");
-    checkout.edit("src/management.rs", "\"edited\"", "\"twice\"");
+    checkout.edit("src/lib.rs", "pub mod platform;", "pub mod added;\npub mod platform;");
+    checkout.edit("src/platform/http/management.rs", "\"edited\"", "\"twice\"");
     eventually(Duration::from_secs(180), "the second edit", || {
         let answer = Client::try_connect(address)?.try_request("GET", "/health/live", &[], "")?;
         (answer.json() == json!({"status": "twice"})).then_some(())

@@ -145,7 +145,7 @@ fn is_hardened(stack: &Stack) {
     for (service, uid) in [("nginx", "101"), ("blue", "65532"), ("postgres", "999"), ("redis", "999")] {
         assert_hardened(stack, service, uid);
     }
-    // A disk that is slow stops nginx otherwise: docs/logging.md.
+    // A disk that is slow stops nginx otherwise: docs/observability.md.
     let nginx = inspect("container", &stack.project.containers("nginx")[0])["HostConfig"]["LogConfig"].take();
     assert_eq!(nginx["Config"]["mode"], "non-blocking");
     let limits = &inspect("container", &stack.app())["HostConfig"]["Ulimits"][0];

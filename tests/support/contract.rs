@@ -1,4 +1,4 @@
-//! The contract of the log, `docs/log.schema.json`, against which every line is held that a test sees.
+//! Validates log lines against `docs/log.schema.json`: every line that a test reads.
 
 use std::sync::LazyLock;
 
@@ -21,17 +21,23 @@ fn parse(line: &str, validator: &Validator) -> Value {
     value
 }
 
-/// A line of the service, parsed. Panics when it breaks the contract.
+/// Parses a line of the service.
+///
+/// # Panics
+///
+/// If the line violates the schema, has a name twice, or has a field whose name is reserved.
 #[track_caller]
 pub fn service_line(line: &str) -> Value {
     let value = parse(line, &SERVICE);
-    // serde_json keeps the last of two equal names; the length tells.
+    // serde_json keeps the last of two equal names, so the line is longer than what was parsed.
     let compact = serde_json::to_string(&value).unwrap();
     assert_eq!(compact.len(), line.len(), "a name twice: {line}");
+    let renamed = value.as_object().unwrap().keys().find(|name| name.starts_with("field_"));
+    assert_eq!(renamed, None, "an event has a field whose name is reserved: {line}");
     value
 }
 
-/// An access line of nginx, parsed.
+/// Parses an access line of nginx.
 #[track_caller]
 pub fn nginx_line(line: &str) -> Value {
     parse(line, &NGINX)

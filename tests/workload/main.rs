@@ -6,11 +6,12 @@ use std::process::ExitCode;
 use std::sync::LazyLock;
 use std::time::Duration;
 
-use app::cli;
-use app::error::Error;
-use app::postgres::Database;
-use app::shutdown::Tasks;
-use app::state::AppState;
+use app::platform::error::Error;
+use app::platform::postgres::Database;
+use app::platform::service::Service;
+use app::platform::state::AppState;
+use app::platform::tasks::Tasks;
+use app::{PACKAGE, platform};
 use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::{Path, State};
@@ -115,5 +116,10 @@ static MIGRATIONS: LazyLock<Migrator> = LazyLock::new(|| {
 });
 
 fn main() -> ExitCode {
-    cli::run(routes(), &MIGRATIONS)
+    platform::run(Service {
+        package: PACKAGE,
+        migrations: &MIGRATIONS,
+        settings: "",
+        routes: |_setup| routes(),
+    })
 }

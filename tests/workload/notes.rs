@@ -3,12 +3,12 @@
 
 use std::time::SystemTime;
 
-use app::cache::Cache;
-use app::error::Error;
-use app::extract::{Json, Path, Query};
-use app::postgres::Database;
-use app::shutdown::Tasks;
-use app::state::AppState;
+use app::platform::error::Error;
+use app::platform::http::extract::{Json, Path, Query};
+use app::platform::postgres::Database;
+use app::platform::redis::cache::Cache;
+use app::platform::state::AppState;
+use app::platform::tasks::Tasks;
 use axum::Router;
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -16,7 +16,6 @@ use axum::response::IntoResponse;
 use axum::routing::{get, post};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use sqlx::Connection;
 
 const MAX_LIMIT: u16 = 100;
 
@@ -45,19 +44,17 @@ async fn create(
     if body.text.is_empty() {
         return Err(Error::invalid("text", "must not be empty"));
     }
-    let note = tasks
-        .run(async move {
-            let mut connection = database.acquire().await?;
-            let mut transaction = connection.begin().await?;
-            let note: Note = sqlx::query_as("insert into notes (text) values ($1) returning id, text")
-                .bind(body.text)
-                .fetch_one(&mut *transaction)
-                .await?;
-            // It may be known that there was no such note.
-            cache.invalidate(&cache_key(note.id)).await;
-            transaction.commit().await?;
-            cache.invalidate(&cache_key(note.id)).await;
-            Ok(note)
+    let note = database
+        .transaction(&tasks, move |mut transaction| {
+            Box::pin(async move {
+                let note: Note = sqlx::query_as("insert into notes (text) values ($1) returning id, text")
+                    .bind(body.text)
+                    .fetch_one(&mut *transaction)
+                    .await?;
+                // The cache may hold that the note does not exist.
+                cache.invalidate_around(&cache_key(note.id), transaction.commit()).await?;
+                Ok(note)
+            })
         })
         .await?;
     Ok((StatusCode::CREATED, axum::Json(note)))
@@ -90,7 +87,7 @@ async fn list(
     Ok(axum::Json(json!({"items": items, "next_cursor": next})))
 }
 
-/// From the cache, else from PostgreSQL into the cache.
+/// From the cache, otherwise from PostgreSQL into the cache.
 async fn read(
     State(database): State<Database>,
     State(cache): State<Cache>,
@@ -103,15 +100,15 @@ async fn read(
             if unusable.is_some() {
                 cache.invalidate(&key).await;
             }
-            let asked = SystemTime::now();
+            let read_at = SystemTime::now();
             let mut connection = database.acquire().await?;
             let note: Option<Note> = sqlx::query_as("select id, text from notes where id = $1")
                 .bind(id)
                 .fetch_optional(&mut *connection)
                 .await?;
-            // Back to the pool before the cache takes its time.
+            // Return the connection before waiting for the cache.
             drop(connection);
-            cache.fill(&key, &note, asked).await;
+            cache.fill(&key, &note, read_at).await;
             note
         }
     };
@@ -127,10 +124,8 @@ async fn delete(
     tasks
         .run(async move {
             let mut connection = database.acquire().await?;
-            cache.invalidate(&cache_key(id)).await;
-            let result =
-                sqlx::query("delete from notes where id = $1").bind(id).execute(&mut *connection).await?;
-            cache.invalidate(&cache_key(id)).await;
+            let delete = sqlx::query("delete from notes where id = $1").bind(id);
+            let result = cache.invalidate_around(&cache_key(id), delete.execute(&mut *connection)).await?;
             if result.rows_affected() == 0 { Err(Error::NotFound) } else { Ok(StatusCode::NO_CONTENT) }
         })
         .await

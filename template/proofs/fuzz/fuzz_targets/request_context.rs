@@ -2,7 +2,8 @@
 //! is continued.
 #![no_main]
 
-use app::context::{RequestContext, TraceContext};
+use app::platform::telemetry::request_context::RequestContext;
+use app::platform::telemetry::trace_context::TraceContext;
 use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
 

@@ -1,11 +1,11 @@
-//! Whatever is in the file of a setting: its value is the content without exactly one newline, or the error is one of
-//! four sentences, none of which repeats any of it.
+//! For any content of a setting's file: the value is the content without exactly one newline, or the error is one of
+//! four messages, none of which contains any of the content.
 #![no_main]
 
 use std::io::{Seek, Write};
 use std::sync::{LazyLock, Mutex};
 
-use app::secret::read_file;
+use app::platform::config::secret::read_file;
 use libfuzzer_sys::fuzz_target;
 use tempfile::NamedTempFile;
 
@@ -13,7 +13,7 @@ static FILE: LazyLock<Mutex<NamedTempFile>> = LazyLock::new(|| Mutex::new(NamedT
 
 fuzz_target!(|data: (u8, &[u8])| {
     let (copies, content) = data;
-    let content = content.repeat(usize::from(copies).max(1)); // to get above 64 KiB
+    let content = content.repeat(usize::from(copies).max(1)); // to exceed 64 KiB
     let mut file = FILE.lock().unwrap();
     file.as_file().set_len(0).unwrap();
     file.rewind().unwrap();
@@ -22,19 +22,18 @@ fuzz_target!(|data: (u8, &[u8])| {
     match read_file(file.path()) {
         Ok(value) => {
             assert!(!value.is_empty() && !value.contains('\0') && content.len() <= 64 * 1024);
-            let newline =
-                content.strip_prefix(value.as_bytes()).expect("the value is how the content begins");
+            let newline = content.strip_prefix(value.as_bytes()).expect("the content begins with the value");
             assert!(matches!(newline, b"\n" | b"\r\n") || (newline.is_empty() && !value.ends_with('\n')));
             assert!(newline != b"\n" || !value.ends_with('\r'));
         }
         Err(error) => {
             let problem = match std::str::from_utf8(&content) {
                 _ if content.len() > 64 * 1024 => "is larger than 65536 bytes",
-                Err(_) => "does not hold valid UTF-8",
+                Err(_) => "is not valid UTF-8",
                 Ok("" | "\n" | "\r\n") => "is empty",
                 Ok(text) => {
                     assert!(text.contains('\0'));
-                    "holds a NUL byte"
+                    "contains a NUL byte"
                 }
             };
             assert_eq!(error, format!("{} {problem}", file.path().display()));

@@ -1,22 +1,25 @@
-//! Whatever variables are set, to whatever values: loading does not panic and says the same again, no problem repeats
-//! a value, and no secret is shown.
+//! For any variables with any values: loading does not panic and is deterministic, no problem contains a value, and no
+//! secret is shown.
 #![no_main]
 
 use std::ffi::OsString;
 use std::io::Write;
 use std::os::unix::ffi::OsStringExt;
 
-use app::config::Config;
-use app::settings::{KEYS, Settings, variable};
+use app::platform::config::definitions::{KEYS, variable};
+use app::platform::config::sources::Settings;
+use app::platform::config::{Config, Package};
 use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
 use tempfile::NamedTempFile;
 
-/// Part of the values; what must not be told is found by it.
+const PACKAGE: Package = Package { name: "fuzz", version: "0.0.0", revision: "unknown" };
+const DOMAINS: &str = "[orders]\nlimit = 7\ntoken = { secret = true }";
+/// Part of the values, by which the outputs are searched for them.
 const SECRET: &str = "s3cr3t-c4n4ry";
 const PLAIN: &str = "pl41n-c4n4ry";
 const CONVENTIONAL: [&str; 5] = ["PORT", "DATABASE_URL", "REDIS_URL", "RUST_LOG", "HOSTNAME"];
-/// What random bytes seldom are.
+/// Texts that random bytes seldom contain.
 const LIKELY: [&str; 16] = [
     "postgres://user:",
     "postgres://user@localhost:5432/",
@@ -40,7 +43,7 @@ const LIKELY: [&str; 16] = [
 struct Variable<'a> {
     name: Name<'a>,
     start: Text<'a>,
-    telling: bool,
+    canary: bool,
     end: Text<'a>,
     in_file: bool,
 }
@@ -81,13 +84,14 @@ impl Text<'_> {
 
 fn is_secret(name: &str) -> bool {
     let name = name.strip_prefix("APP__").unwrap_or(name).replace("__", "_");
-    ["DATABASE_URL", "DATABASE_PASSWORD", "REDIS_URL", "REDIS_PASSWORD"].contains(&name.as_str())
+    ["DATABASE_URL", "DATABASE_PASSWORD", "REDIS_URL", "REDIS_PASSWORD", "OTLP_AUTHORIZATION", "ORDERS_TOKEN"]
+        .contains(&name.as_str())
 }
 
-/// What loading tells people, however it ends.
-fn told(variables: &[(OsString, OsString)]) -> Result<String, String> {
-    match Config::load(variables.to_vec()) {
-        Ok((_, settings)) => Ok(settings.show()),
+/// The output of loading, successful or not.
+fn output(variables: &[(OsString, OsString)]) -> Result<String, String> {
+    match Config::load(&PACKAGE, DOMAINS, variables.to_vec(), |settings| settings.size("orders.limit")) {
+        Ok((_, _, settings)) => Ok(settings.show()),
         Err(problems) => Err(problems.iter().map(|problem| format!("{problem} {problem:?}\n")).collect()),
     }
 }
@@ -98,12 +102,14 @@ fuzz_target!(|given: Vec<Variable<'_>>| {
     for variable in &given {
         let name = variable.name.text();
         if name.ends_with("_FILE") {
-            continue; // The path is told, and rightly.
+            continue; // A problem contains the path, as it should.
         }
-        let canary = match variable.telling {
-            true if is_secret(&name) => SECRET,
-            true => PLAIN,
-            false => "",
+        let canary = if !variable.canary {
+            ""
+        } else if is_secret(&name) {
+            SECRET
+        } else {
+            PLAIN
         };
         let value = [variable.start.bytes(), canary.as_bytes(), variable.end.bytes()].concat();
         if variable.in_file {
@@ -116,11 +122,11 @@ fuzz_target!(|given: Vec<Variable<'_>>| {
         }
     }
 
-    let told_once = told(&variables);
-    assert_eq!(told_once, told(&variables));
-    if let Err(problems) = told_once {
+    let once = output(&variables);
+    assert_eq!(once, output(&variables));
+    if let Err(problems) = once {
         assert!(!problems.contains(SECRET) && !problems.contains(PLAIN), "{problems}");
     }
-    let shown = Settings::read(variables).show();
+    let shown = Settings::read(&PACKAGE, DOMAINS, variables).show();
     assert!(!shown.contains(SECRET), "{shown}");
 });

@@ -1,0 +1,66 @@
+//! Rules of taste of the template's own code. A generated project has none of them.
+#![expect(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
+#![expect(clippy::print_stdout, reason = "tests print what they measured")]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn read(path: impl AsRef<Path>) -> String {
+    fs::read_to_string(root().join(path)).unwrap()
+}
+
+#[test]
+fn files_can_be_read_in_one_sitting() {
+    let mut folders = vec![root().join("src")];
+    let mut lines = Vec::new();
+    while let Some(folder) = folders.pop() {
+        let entries: Vec<_> = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+        // platform/ has one file more than the others: `mod.rs`, which is its map.
+        assert!(entries.len() <= 19, "{folder:?} has {} entries", entries.len());
+        for path in entries {
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let source = fs::read_to_string(&path).unwrap();
+                assert!(source.lines().count() <= 300, "{path:?} has {} lines", source.lines().count());
+                lines.push(source.split("#[cfg(test)]").next().unwrap().lines().count());
+            }
+        }
+    }
+    lines.sort_unstable();
+    let median = lines[lines.len() / 2];
+    println!("without tests: {} files, median {median} lines", lines.len());
+    assert!(median <= 135, "{median}");
+}
+
+#[test]
+fn direct_dependencies_stay_few() {
+    let manifest = read("Cargo.toml");
+    let section = manifest.split("[dependencies]").nth(1).unwrap().split("\n[").next().unwrap();
+    let (optional, always): (Vec<_>, Vec<_>) = section
+        .lines()
+        .filter(|line| line.contains(" = "))
+        .partition(|line| line.contains("optional = true"));
+    println!("{} direct dependencies, {} more of features", always.len(), optional.len());
+    assert!(always.len() <= 26, "{}", always.len());
+}
+
+#[test]
+fn the_guarantees_name_tests_that_exist() {
+    let page = read("docs/guarantees.md");
+    let names = page.split('`').skip(1).step_by(2).filter(|name| !name.contains(' ') && name.contains("::"));
+    let names: Vec<_> = names.filter(|name| !name.starts_with("axum::")).collect();
+    assert!(names.len() > 25, "{names:?}");
+    for name in names {
+        let (module, test) = name.split_once("::").unwrap();
+        let folders = ["api", "platform", "process", "stack"];
+        let files = folders.map(|folder| root().join(format!("tests/{folder}/{module}.rs")));
+        let test = format!("fn {}", test.trim_end_matches('…'));
+        let exists = files.iter().any(|file| fs::read_to_string(file).is_ok_and(|text| text.contains(&test)));
+        assert!(exists, "{name}");
+    }
+}
