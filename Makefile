@@ -1,7 +1,7 @@
 # The commands of daily work. Each is a line or a script that works without make as well.
 
 .DEFAULT_GOAL := help
-.PHONY: backup deploy drill faults fmt guarantees help image meter policy push remove-example restore rollback run sbom \
+.PHONY: backup deploy drill faults fmt guarantees help image meter nightly policy push remove-example restore rollback run sbom \
   scan secrets soak sqlx test test-stack update
 
 help: ## List these targets
@@ -18,6 +18,9 @@ policy: ## Check dependencies, workflows, images, stacks, scripts, and for secre
 
 test-stack: ## Run the tests of the image and the stacks; needs a Docker engine
 	@scripts/test-stack
+
+nightly: ## Run the checks that take hours: PARTS='stack faults', or all
+	@scripts/nightly $(PARTS)
 
 image: ## Build the image, labelled with version and revision
 	@scripts/image build

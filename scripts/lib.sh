@@ -89,14 +89,14 @@ stop_private_servers() {
   { cat <&5; cat <&6; } >/dev/null 2>&1 || :
 }
 
-# Runs a step of a check below a heading. Its seconds become a line of the file STEPS, if there is one; a step of a `make`
-# that is a step itself stands further to the right.
+# Runs a step of a check under a heading. Where STEP_TIMES names a file, the seconds of the step become a line of it; the
+# steps of a make target, which itself is a step, are further to the right.
 step() {
-  local start=$SECONDS status=0
+  local start=$SECONDS status=0 mark=
   echo "== $*"
-  "$@" || status=$?
-  if [ -n "${STEPS:-}" ]; then
-    printf '%*s%5d s  %s%s\n' $((8 * ${MAKELEVEL:-0})) '' $((SECONDS - start)) "$*" "${status/#0/}" >>"$STEPS"
+  "$@" || status=$? mark=' FAILED'
+  if [ -n "${STEP_TIMES:-}" ]; then
+    printf '%*s%5d s  %s%s\n' $((9 * ${MAKELEVEL:-0})) '' $((SECONDS - start)) "$*" "$mark" >>"$STEP_TIMES"
   fi
   return "$status"
 }
@@ -129,8 +129,8 @@ copy_checkout() {
 # Whether the tools of scripts/policy.d/linters.txt can be installed here.
 python_is_ready() { python3 -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }
 
-# Installs the tools of scripts/policy.d/linters.txt below target/, and puts them first in PATH. They come from PyPI, by version and
-# hash; uv, one of them, installs the others in seconds.
+# Installs the tools of scripts/policy.d/linters.txt below target/, and puts them first in PATH. They come from PyPI, by
+# version and hash; uv, one of them, installs the others in seconds.
 install_linters() {
   local folder=${CARGO_TARGET_DIR:-target}/linters lock=scripts/policy.d/linters.txt
   mkdir -p "$folder"

@@ -18,21 +18,23 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
-use app::platform::PACKAGE;
-use app::platform::cli::DOMAINS;
+use app::PACKAGE;
 use app::platform::config::Config;
 use app::platform::health::Health;
-use app::platform::health::probe::PostgresProbe;
-use app::platform::http::listener::{self, Server};
-use app::platform::http::load_shed::{Admission, admit};
+use app::platform::http::connection::Connections;
+use app::platform::http::listener::Listener;
+use app::platform::http::load_shed::LoadShed;
+use app::platform::http::router;
 use app::platform::postgres::Database;
+use app::platform::postgres::probe::PostgresProbe;
 use app::platform::redis::cache::Cache;
-use app::platform::shutdown::{Stages, Tasks};
+use app::platform::redis::probe::RedisProbe;
+use app::platform::stages::Stages;
 use app::platform::state::AppState;
+use app::platform::tasks::Tasks;
 use app::platform::telemetry::metrics::Metrics;
+use axum::Router;
 use axum::extract::DefaultBodyLimit;
-use axum::http::StatusCode;
-use axum::middleware::from_fn_with_state;
 use sqlx::migrate::Migrator;
 use support::collector::Collector;
 use support::free_port;
@@ -41,7 +43,6 @@ use support::servers::postgres;
 use support::setup::Setup;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::limit::RequestBodyLimitLayer;
-use tower_http::timeout::TimeoutLayer;
 
 const ROUNDS: usize = 5;
 const STARTS: usize = 20;
@@ -143,31 +144,31 @@ fn bare(port: u16) {
 /// The example `workload` has made the schema.
 static MIGRATIONS: LazyLock<Migrator> = LazyLock::new(|| Migrator::with_migrations(Vec::new()));
 
-/// The service with all that it does for a request but observe it: no log, no metrics, no trace context.
+/// The service without what it does to observe a request: no log, no metrics, no trace context, no time limit.
 fn unobserved() {
-    let loaded = Config::load(&PACKAGE, DOMAINS, std::env::vars_os(), |_| ());
+    let loaded = Config::load(&PACKAGE, "", std::env::vars_os(), |_| ());
     let (config, (), _) = loaded.map_err(|problems| problems.len()).unwrap();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
     runtime.block_on(async {
-        let (http, stages) = (&config.http, Stages::default());
-        let metrics = Arc::new(Metrics::new(&[]).unwrap());
-        let health = Health::new(config.health.clone(), stages.clone(), Arc::clone(&metrics));
+        let http = &config.http;
+        let stages = Stages::default();
+        let metrics = Arc::new(Metrics::new(prometheus::Registry::new(), &[], "", "").unwrap());
+        let health = Health::new(config.health.clone(), "", stages.clone(), Arc::clone(&metrics));
         let database = Database::new(&config.database, &MIGRATIONS, Arc::clone(&metrics));
         let cache = Cache::new(&config.redis, "bench", http.request_timeout, Arc::clone(&metrics)).unwrap();
-        let probe = PostgresProbe::new(database.clone(), health.clone());
         let tasks = Tasks::new(http.request_timeout);
-        let admission = Arc::new(Admission::new(http, health.clone(), Arc::clone(&metrics)));
-        let state = AppState { database: database.clone(), cache, tasks };
-        let business = notes::router().with_state(state).layer(from_fn_with_state(admission, admit));
-        let routes = business.layer((
+        let load = LoadShed::new(http, health.clone(), Arc::clone(&metrics));
+        let state = AppState { database: database.clone(), cache: cache.clone(), tasks };
+        let routes = router::public(notes::router(), state, load, Router::new()).layer((
             CatchPanicLayer::new(),
-            TimeoutLayer::with_status_code(StatusCode::SERVICE_UNAVAILABLE, http.request_timeout),
             RequestBodyLimitLayer::new(http.max_body_bytes),
             DefaultBodyLimit::disable(),
         ));
-        let server = Server::new(routes, http.clone(), stages, metrics);
-        let accept = server.accept(listener::bind(http.address).unwrap());
-        tokio::join!(database.warm_up(), health.watch_postgres(probe), accept).2.unwrap();
+        let connections = Connections::new(routes, http.clone(), stages.clone(), Arc::clone(&metrics));
+        let listener = Listener::bind(http.address, http.max_connections, stages, metrics).unwrap();
+        let postgres = health.clone().monitor("postgres", PostgresProbe::new(database.clone()));
+        let redis = health.monitor("redis", RedisProbe::new(cache, &config.health));
+        tokio::join!(database.warm_up(), postgres, redis, listener.accept(connections)).3.unwrap();
     });
 }
 

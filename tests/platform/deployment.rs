@@ -153,6 +153,20 @@ fn the_example_environment_has_each_variable_with_its_default() {
     assert_eq!(used, example);
 }
 
+/// One checkout may have all three stacks: a name that two of them shared would join their containers and volumes.
+#[test]
+fn stacks_of_one_checkout_have_different_names() {
+    let name = |path: &str| {
+        let text = read(path);
+        text.lines().find_map(|line| line.strip_prefix("name: ")).map(|name| name.replace(' ', ""))
+    };
+    assert_eq!(name("docker-compose.yml"), None, "the folder's name");
+    let [production, staging] =
+        ["docker-compose.prod.yml", "deploy/compose/staging.yml"].map(|path| name(path).unwrap());
+    assert!(production.starts_with("${APP_NAME:?") && production.ends_with("}-production"), "{production}");
+    assert!(staging.starts_with("${APP_NAME:?") && staging.ends_with("}-staging"), "{staging}");
+}
+
 #[test]
 fn sizes_are_the_same_in_nginx_and_in_the_service() {
     let nginx = "deploy/nginx/nginx.conf";

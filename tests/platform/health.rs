@@ -2,12 +2,13 @@
 
 use std::net::SocketAddr;
 use std::process::Output;
+use std::time::Duration;
 
 use serde_json::json;
 
-use crate::support::free_port;
 use crate::support::http::Client;
 use crate::support::setup::Setup;
+use crate::support::{eventually, free_port};
 
 #[test]
 fn all_endpoints_are_on_the_public_port_by_default() {
@@ -64,23 +65,25 @@ fn the_healthcheck_command_tells_by_its_exit_code() {
 }
 
 #[test]
-fn a_schema_that_is_too_old_is_refused_until_it_is_migrated() {
-    let setup = Setup::shared().workload();
-    let migrate = setup.command(&["migrate"]);
-    let app = setup.start_unready();
-    app.logged("the schema is outdated", |line| line["error"] == "schema_outdated");
+fn an_outdated_schema_is_not_served_until_it_is_migrated() {
+    // Whether the service could do without PostgreSQL or not.
+    for criticality in ["required", "degraded"] {
+        let setup = Setup::shared().workload().set("HEALTH__POSTGRES", criticality);
+        let mut migrate = setup.command(&["migrate"]);
+        let app = setup.start_unready();
+        app.logged("the outdated schema", |line| line["error"] == "schema_outdated");
 
-    assert_eq!(app.get("/health/live").status, 200);
-    assert_eq!(app.get("/health/startup").status, 503);
-    let ready = app.get("/health/ready");
-    assert_eq!((ready.status, &ready.json()["status"]), (503, &json!("starting")));
-    let answer = app.get("/v1/notes");
-    assert_eq!((answer.status, answer.header("retry-after")), (503, Some("1")));
+        assert_eq!(app.get("/health/live").status, 200);
+        assert_eq!(app.get("/health/startup").status, 503);
+        let ready = app.get("/health/ready");
+        assert_eq!((ready.status, &ready.json()["status"]), (503, &json!("starting")), "{criticality}");
+        let answer = app.get("/v1/notes");
+        assert_eq!((answer.status, answer.header("retry-after")), (503, Some("1")), "{criticality}");
 
-    let mut migrate = migrate;
-    assert!(migrate.output().unwrap().status.success());
-    crate::support::eventually(std::time::Duration::from_secs(5), "ready", || {
-        (app.get("/health/ready").status == 200).then_some(())
-    });
-    assert_eq!(app.get("/v1/notes").status, 200);
+        assert!(migrate.output().unwrap().status.success());
+        eventually(Duration::from_secs(5), "ready", || {
+            (app.get("/health/ready").json()["status"] == "ready").then_some(())
+        });
+        assert_eq!(app.get("/v1/notes").status, 200);
+    }
 }

@@ -264,6 +264,7 @@ fn settings_table() -> String {
         } else if let Some((key, _)) = line.split_once(" = ") {
             let key = format!("{section}.{key}");
             let default = match KEYS[&key].default.as_str() {
+                _ if KEYS[&key].secret => "not set, secret".to_owned(),
                 "" => "not set".to_owned(),
                 default => format!("`{default}`"),
             };

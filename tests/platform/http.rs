@@ -24,18 +24,6 @@ fn malformed_and_ambiguous_requests_are_refused_and_their_connection_closed() {
         ("two hosts", "GET / HTTP/1.1\r\nhost: a\r\nhost: b\r\n\r\n".into(), 400),
         ("another authority", "GET http://a/ HTTP/1.1\r\nhost: b\r\n\r\n".into(), 400),
         (
-            "length then chunked",
-            "POST /v1/notes HTTP/1.1\r\nhost: a\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n"
-                .into(),
-            400,
-        ),
-        (
-            "chunked then length",
-            "POST /v1/notes HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n"
-                .into(),
-            400,
-        ),
-        (
             "two lengths",
             "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\nx".into(),
             400,
@@ -61,6 +49,29 @@ fn malformed_and_ambiguous_requests_are_refused_and_their_connection_closed() {
         assert!(closed, "{name}");
     }
     assert_eq!(app.get("/health/live").status, 200);
+}
+
+/// RFC 9112 6.1: nothing behind such a request is taken for another one.
+#[test]
+fn a_request_with_length_and_encoding_is_read_as_chunked_and_its_connection_closed() {
+    let app = Setup::shared().workload().start();
+    let length = "content-length: 5\r\n";
+    let encoding = "transfer-encoding: chunked\r\n";
+    for (first, second) in [(length, encoding), (encoding, length)] {
+        let request = format!(
+            "POST /v1/notes HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\n{first}{second}\r\n\
+             10\r\n{{\"text\": \"one\"}} \r\n0\r\n\r\n\
+             GET /smuggled HTTP/1.1\r\nhost: a\r\n\r\n"
+        );
+
+        let (response, closed) = raw(&app, request.as_bytes());
+
+        let response = response.unwrap();
+        assert_eq!((response.status, response.json()["text"].as_str()), (201, Some("one")), "{response:?}");
+        assert!(closed, "{first}{second}");
+    }
+    assert_eq!(app.logged("the notes", |line| line["route"] == "/v1/notes")["status"], 201);
+    assert!(!app.log().iter().any(|line| line["path"] == "/smuggled"), "a smuggled request was served");
 }
 
 #[test]

@@ -235,3 +235,24 @@ fn a_password_that_does_not_work_is_told_and_not_used() {
     assert!(!app.lines().iter().any(|line| line.contains("c4nary")));
     assert!(app.is_running());
 }
+
+/// The path of a file says nothing about which setting it belongs to.
+#[test]
+fn a_problem_of_redis_does_not_stop_the_rotation_of_postgres() {
+    let mut servers = Servers::start("rotation-path");
+    servers.set_password("c4nary-first");
+    let folder = tempfile::tempdir().unwrap();
+    fs::create_dir(folder.path().join("DATABASE")).unwrap();
+    let postgres = folder.path().join("postgres");
+    let redis = folder.path().join("DATABASE/redis");
+    [&postgres, &redis].into_iter().for_each(|file| fs::write(file, "c4nary-first").unwrap());
+    let app = start(&servers, &postgres, &redis);
+
+    fs::write(&redis, "").unwrap();
+    servers.postgres.sql("app", "alter role service password 'c4nary-second'");
+    fs::write(&postgres, "c4nary-second").unwrap();
+
+    app.logged("the rotation of PostgreSQL", |line| {
+        line["message"] == "credentials are in use" && line["dependency"] == "postgres"
+    });
+}

@@ -44,7 +44,7 @@ fn the_development_stack_reloads_an_edit() {
     println!("an edit is live after {live:.1?}");
     // The data of before the edit, from a file that did not exist when the watch began.
     std::fs::write(checkout.path().join("src/added.rs"), "").unwrap();
-    checkout.edit("src/lib.rs", "pub mod address;", "pub mod added;\npub mod address;");
+    checkout.edit("src/lib.rs", "pub mod platform;", "pub mod added;\npub mod platform;");
     checkout.edit("src/platform/http/management.rs", "\"edited\"", "\"twice\"");
     eventually(Duration::from_secs(180), "the second edit", || {
         let answer = Client::try_connect(address)?.try_request("GET", "/health/live", &[], "")?;

@@ -20,6 +20,11 @@ pub const IMAGE: &str = "app-test";
 /// Looks at other containers from inside.
 const PROBE: &str = "busybox:1.37";
 
+/// Whether the tests are those of `scripts/test-stack --full`, rather than those of every change.
+pub fn is_full() -> bool {
+    std::env::var_os("STACK_TESTS").is_some_and(|tests| tests == "full")
+}
+
 pub fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
@@ -101,11 +106,10 @@ impl Checkout {
         copy("tests/workload/notes.rs", "src/notes.rs");
         // After all that the service may have by then.
         copy("tests/workload/notes.sql", "migrations/29990101000000_create_notes.sql");
-        let modules = "extern crate self as app;\npub mod notes;\npub mod address;";
-        checkout.edit("src/lib.rs", "pub mod address;", modules);
-        let (signature, routes) = ("-> Router<AppState> {\n    ", "crate::notes::router()");
-        let no_routes = format!("{signature}Router::new()");
-        checkout.edit("src/platform/http/router.rs", &no_routes, &format!("{signature}{routes}"));
+        let modules = "extern crate self as app;\npub mod notes;\npub mod platform;";
+        checkout.edit("src/lib.rs", "pub mod platform;", modules);
+        let routes = "|_setup| Router::new()";
+        checkout.edit("src/main.rs", routes, &format!("{routes}.merge(app::notes::router())"));
         let checks = fs::read_to_string(checkout.path().join("deploy/checks")).unwrap();
         let checks = checks + "GET /v1/notes?limit=1 200\nGET /v1/notes/0 404\n";
         fs::write(checkout.path().join("deploy/checks"), checks).unwrap();

@@ -4,13 +4,13 @@
 //! `default.toml` documents each key, [`sources`] defines where values come from, and [`validate`] holds the rules
 //! between settings.
 
-pub mod database;
 pub mod definitions;
-pub mod otlp;
-pub mod redis;
 pub mod secret;
 pub mod sources;
 pub mod url;
+pub mod database;
+pub mod redis;
+pub mod otlp;
 pub mod validate;
 
 use std::ffi::OsString;

@@ -2,8 +2,8 @@
 
 pub mod connect;
 pub mod migrations;
-pub mod probe;
 pub mod sessions;
+pub mod probe;
 
 use std::ops::{Deref, DerefMut};
 use std::pin::Pin;

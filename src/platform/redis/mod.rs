@@ -1,5 +1,5 @@
 //! Redis: how to connect to it, the cache, and the health check.
 
-pub mod cache;
 pub mod connect;
+pub mod cache;
 pub mod probe;

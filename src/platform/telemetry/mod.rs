@@ -1,14 +1,14 @@
 //! What the service reports about itself: logs, metrics, spans. Logs are one JSON object a line from the first to the
 //! last line, panics included; readable text on a terminal.
 
-pub mod json;
+pub mod trace_context;
+pub mod request_context;
 pub mod metrics;
 #[cfg(feature = "otlp")]
 pub mod otlp;
-pub mod request_context;
 pub mod spans;
-pub mod trace_context;
 pub mod writer;
+pub mod json;
 
 use std::io::IsTerminal;
 use std::panic::PanicHookInfo;

@@ -1,9 +1,9 @@
 //! Whatever a client of the links sends: what is accepted is of the form that the rest of the service relies on.
 #![no_main]
 
-use app::platform::http::extract;
-use app::platform::http::conditional::{Versions, etag, is_held};
 use app::links::model::{CreateLink, Cursor, IdempotencyKey, Slug, Target, UpdateLink};
+use app::platform::http::conditional::{Versions, etag, lists};
+use app::platform::http::extract;
 use arbitrary::Arbitrary;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 use libfuzzer_sys::fuzz_target;
@@ -23,9 +23,9 @@ fuzz_target!(|sent: Sent<'_>| match sent {
     Sent::Create(body) => {
         let Ok(body) = serde_json::from_slice::<CreateLink>(body) else { return };
         match body.validate() {
-            Ok((slug, target)) => {
-                slug.iter().for_each(check_slug);
-                check_target(&target);
+            Ok(new) => {
+                new.slug.iter().for_each(check_slug);
+                check_target(&new.target);
             }
             Err(errors) => assert!((1..=2).contains(&errors.len())),
         }
@@ -65,9 +65,9 @@ fuzz_target!(|sent: Sent<'_>| match sent {
     Sent::Tags(version, bytes) => {
         let headers = headers(&header::IF_MATCH, bytes);
         let Ok(Some(tags)) = extract::list(&headers, &header::IF_MATCH) else { return };
-        let versions = Versions::read(&tags);
+        let versions = Versions::parse(&tags);
         let listed = versions.list().is_none_or(|listed| listed.contains(&version));
-        assert!(!listed || is_held(&tags, version), "a strong match is a weak one too");
+        assert!(!listed || lists(&tags, version), "a strong match is a weak one too");
         assert!(versions.list().unwrap_or_default().iter().all(|version| tags.contains(&etag(*version))));
     }
 });
