@@ -144,7 +144,7 @@ fn goes_back(stack: &Stack) {
     assert_eq!(findings.losses(), 0);
     stack.deployed("clean");
     let (said, _) = stack.refused("--rollback");
-    assert!(said.contains("nothing to go back to"), "{said}");
+    assert!(said.contains("nothing to roll back to"), "{said}");
 }
 
 fn stops_at_a_failed_migration(stack: &Stack) {
@@ -152,7 +152,7 @@ fn stops_at_a_failed_migration(stack: &Stack) {
     let before = stack.tasks("app");
     let (said, time) = stack.refused("swarm-unmigrated");
     println!("a failed migration was told after {time:.1?}");
-    assert!(said.contains("the migration is Failed") && said.contains("stopped by an error"), "{said}");
+    assert!(said.contains("the migration is Failed") && said.contains("exiting after a fatal error"), "{said}");
     assert_eq!(before, stack.tasks("app"), "{said}");
 }
 
