@@ -1,4 +1,4 @@
-# The commands of daily work. Each is a line or a script that works without make as well.
+# Commands for daily work. Each runs one command or script, which also works without make.
 
 .DEFAULT_GOAL := help
 .PHONY: backup deploy drill faults fmt guarantees help image meter nightly policy push remove-example restore rollback run sbom \
@@ -7,50 +7,50 @@
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-run: ## Build and start the service with a private PostgreSQL and Redis
+run: ## Start the service with a private PostgreSQL and Redis
 	@scripts/run
 
 test: ## Run every check of a change; no Docker needed
 	@scripts/test
 
-policy: ## Check dependencies, workflows, images, stacks, scripts, and for secrets
+policy: ## Check dependencies, workflows, images, stacks and secrets
 	@scripts/policy
 
-test-stack: ## Run the tests of the image and the stacks; needs a Docker engine
+test-stack: ## Test the image and the stacks; needs a Docker engine
 	@scripts/test-stack
 
 nightly: ## Run the checks that take hours: PARTS='stack faults', or all
 	@scripts/nightly $(PARTS)
 
-image: ## Build the image, labelled with version and revision
+image: ## Build the image, labeled with version and revision
 	@scripts/image build
 
-scan: ## Look for known vulnerabilities in the image, with grype
+scan: ## Scan the image for known vulnerabilities
 	@scripts/image scan
 
-sbom: ## List what the source and the image are made of, as SPDX and CycloneDX
+sbom: ## Write SBOMs of source and image, as SPDX and CycloneDX
 	@scripts/sbom source
 	@scripts/sbom image
 
-push: ## Push the image to REGISTRY, by version and revision
+push: ## Push the image to REGISTRY, tagged by version and revision
 	@scripts/image push
 
-deploy: ## Put TAG into service on this machine, blue-green
+deploy: ## Deploy TAG on this machine, blue-green
 	@deploy/release "$(TAG)"
 
-rollback: ## Go back to the release before
+rollback: ## Switch back to the previous release
 	@deploy/release --rollback
 
-meter: ## Measure what a deploy loses: METER=ADDRESS,PATH,PER_SECOND,SECONDS
+meter: ## Measure lost requests: METER=ADDRESS,PATH,PER_SECOND,SECONDS
 	cargo test --quiet --test stack release::meter -- --ignored --exact --nocapture
 
-faults: ## Break the production stack under load, and tell after how many seconds which alert fires; a quarter of an hour
+faults: ## Break the production stack and time its alerts; 15 minutes
 	cargo test --locked --test stack faults::faults -- --ignored --exact --nocapture
 
-secrets: ## Make the secrets of the production stack, once
+secrets: ## Create the secrets of the production stack, once
 	@deploy/make-secrets
 
-backup: ## Back up the database of the production stack while it serves
+backup: ## Back up the production database without downtime
 	@deploy/backup
 
 restore: ## Restore FILE=... into an empty production stack
@@ -59,22 +59,22 @@ restore: ## Restore FILE=... into an empty production stack
 drill: ## Prove that the newest backup, or FILE=..., can be restored
 	@deploy/restore --drill $(if $(FILE),"$(FILE)")
 
-remove-example: ## Remove the example domain, and all that names it
+remove-example: ## Remove the example domain
 	@scripts/remove-example
 
 fmt: ## Format the code
 	cargo fmt
 
-sqlx: ## Update .sqlx after a change of a query or a migration
+sqlx: ## Update .sqlx after changing a query or a migration
 	@scripts/sqlx-prepare
 
 guarantees: ## Measure every guarantee in a release build
 	@scripts/guarantees
 
-soak: ## Run ten minutes of mixed faults under load
+soak: ## Run mixed faults under load for ten minutes
 	@scripts/guarantees soak
 
-update: ## Merge what is new in the template, up to TO=v1.2.3, into this project
+update: ## Merge template changes up to TO=v1.2.3 into this project
 	@scripts/update "$(TO)"
 
 -include template/Makefile

@@ -1,12 +1,12 @@
 # shellcheck shell=bash
-# What the commands of this folder share: how they reach the production stack, and how they end when they must.
+# Shared by the commands of this folder: access to the production stack, settings, and cleanup on signals.
 
 fail() {
   echo "error: $*" >&2
   exit 1
 }
 
-# Prints variable $1: from the environment, else from .env, as compose reads it, else $2.
+# Prints variable $1: from the environment, otherwise from .env as compose reads it, otherwise $2.
 setting() {
   local value=${!1:-}
   if [ -z "$value" ] && [ -f .env ]; then
@@ -15,7 +15,7 @@ setting() {
   echo "${value:-$2}"
 }
 
-# Prints the backups in folder $1, the oldest first: their names are in the order of time.
+# Prints the backups in folder $1, oldest first: the names sort by time.
 backups() {
   local file
   for file in "$1"/app-*.dump; do
@@ -23,7 +23,7 @@ backups() {
   done
 }
 
-# Waits at most $1 seconds until the command behind it succeeds.
+# Waits at most $1 seconds until the given command succeeds.
 within() {
   local end=$((SECONDS + $1))
   until "${@:2}"; do
@@ -42,14 +42,14 @@ seconds_since() {
   printf '%d.%03d s' $((passed / 1000)) $((passed % 1000))
 }
 
-# Asks the database, as the service: by TCP, since on its socket file PostgreSQL listens before it is complete.
+# Queries the database as the service does. Over TCP, because PostgreSQL opens its socket file before it is initialized.
 sql() {
   "${postgres[@]}" psql --no-psqlrc --quiet --tuples-only --no-align --set=ON_ERROR_STOP=1 --host=127.0.0.1 \
     --username=app --dbname=app "$@"
 }
 
-# Runs a program in the container, and answers a signal at once. Ctrl-C is for the script: in a session of its own the
-# program does not get it.
+# Runs a program in the container and reacts to a signal immediately. setsid keeps Ctrl-C from the program, so that the
+# script can end it.
 attend() {
   local status=0
   setsid "${postgres[@]}" "$@" <&0 &
@@ -59,11 +59,12 @@ attend() {
   return "$status"
 }
 
-# Begins the trap of EXIT: ends what a signal took `attend` away from. A program in a container outlives the client that
-# started it, with its locks and its transaction, so its connection is ended first; it may not have one yet.
+# First step of each EXIT trap: ends the program that `attend` was running when a signal arrived. A program in a container
+# outlives the client that started it, with its locks and its transaction. So its connection is terminated first; the
+# loop repeats, because the program may not have connected yet.
 end_attended() {
   trap '' HUP INT TERM
-  set +e # all of the trap has to be done
+  set +e # the rest of the trap has to run
   local tries=20
   while [ -n "${attended:-}" ] && kill -0 "$attended" 2>/dev/null; do
     if [ $((tries -= 1)) -lt 0 ]; then kill -9 "$attended"; fi
@@ -73,8 +74,8 @@ end_attended() {
   done
 }
 
-# What compose reads. The files demand a version, which does not matter here. Without an .env the names are those of the
-# package: a container's is a host name, of 63 characters at most with `-production-green-10`, and without `_`.
+# Variables of the compose files, which require a version even where it does not matter. Without .env the names come from
+# the package. A container's name is also its host name: at most 63 characters with `-production-green-10`, without `_`.
 name=$(sed -n '/^\[package\]/,/^$/s/^name = "\(.*\)"/\1/p' Cargo.toml)
 label=${name//_/-}
 export LC_ALL=C COMPOSE_FILE APP_IMAGE APP_NAME APP_TAG
@@ -82,15 +83,15 @@ COMPOSE_FILE=$(setting COMPOSE_FILE docker-compose.prod.yml)
 APP_IMAGE=$(setting APP_IMAGE "$name")
 APP_NAME=$(setting APP_NAME "${label:0:40}")
 APP_TAG=$(setting APP_TAG any)
-# What a command for another shell begins with.
-# shellcheck disable=SC2034 # by those that source this
+# Prefix of the commands that the scripts suggest to the operator.
+# shellcheck disable=SC2034 # used by the scripts that source this file
 compose="COMPOSE_FILE=$COMPOSE_FILE APP_NAME=$APP_NAME APP_IMAGE=$APP_IMAGE APP_TAG=any docker compose"
 
-# The name of this run's connections.
+# Name of the database connections of this run.
 session=deploy-$$-$RANDOM
 postgres=(docker compose exec -T --env "PGAPPNAME=$session" postgres)
 
-# What is to be done then is in the trap of EXIT.
+# Exit on a signal, so that the EXIT trap runs.
 trap 'exit 129' HUP
 trap 'exit 130' INT
 trap 'exit 143' TERM

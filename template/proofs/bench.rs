@@ -1,13 +1,13 @@
-//! `make bench`: the service with default settings and its access log against a bare axum route, and what it costs to
-//! observe it, with wrk.
+//! `make bench`: compares the service, with default settings and its access log, with a bare axum route, and measures the
+//! cost of observability. Uses wrk.
 //!
-//! Client and servers share the machine, so only ratios taken in one run mean something: they are measured in turn, five
-//! times, and medians compared.
+//! Client and servers share the machine, so only ratios within one run are meaningful. The targets are measured in turn,
+//! five times, and their medians compared.
 #![expect(clippy::unwrap_used, reason = "a benchmark that cannot be set up has failed")]
 #![expect(clippy::print_stdout, reason = "a benchmark prints")]
 
 #[path = "../../tests/support/mod.rs"]
-#[expect(dead_code, reason = "most of it is for the tests")]
+#[expect(dead_code, reason = "most of the module is for the tests")]
 mod support;
 
 #[path = "../../tests/workload/notes.rs"]
@@ -49,7 +49,7 @@ const STARTS: usize = 20;
 const CONNECTIONS: &str = "64";
 const SECONDS: &str = "4";
 
-/// A process that is killed at the end.
+/// A process that is killed on drop.
 struct Process {
     child: Child,
     address: SocketAddr,
@@ -64,14 +64,14 @@ impl Process {
     fn wait_for(&self, path: &str) {
         let deadline = Instant::now() + Duration::from_secs(10);
         let answers = || Client::try_connect(self.address)?.try_request("GET", path, &[], "");
-        // Often, because the time to the first answer is measured.
+        // Polls often, because the time to the first response is measured.
         while answers().is_none_or(|answer| answer.status >= 400) {
             assert!(Instant::now() < deadline, "{path} does not answer");
             std::thread::park_timeout(Duration::from_micros(200));
         }
     }
 
-    /// Processor time so far; the unit of /proc is a hundredth of a second on every Linux.
+    /// Returns the CPU time so far; the unit of /proc is a hundredth of a second on every Linux.
     fn cpu(&self) -> Duration {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap();
         let fields: Vec<_> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
@@ -93,14 +93,14 @@ impl Drop for Process {
     }
 }
 
-/// What one round of load has shown.
+/// Result of one round of load.
 #[derive(Clone, Copy)]
 struct Round {
     /// Requests per second.
     rate: f64,
     /// 99th percentile in milliseconds.
     p99: f64,
-    /// Processor time of the server in microseconds for each request: neighbours disturb it least.
+    /// CPU time of the server per request in microseconds, the figure least affected by other processes.
     cpu: f64,
 }
 
@@ -141,10 +141,10 @@ fn bare(port: u16) {
     });
 }
 
-/// The example `workload` has made the schema.
+/// Empty, because the example `workload` has created the schema.
 static MIGRATIONS: LazyLock<Migrator> = LazyLock::new(|| Migrator::with_migrations(Vec::new()));
 
-/// The service without what it does to observe a request: no log, no metrics, no trace context, no time limit.
+/// Runs the service without observability: no log, no metrics, no trace context, no time limit.
 fn unobserved() {
     let loaded = Config::load(&PACKAGE, "", std::env::vars_os(), |_| ());
     let (config, (), _) = loaded.map_err(|problems| problems.len()).unwrap();
@@ -172,7 +172,7 @@ fn unobserved() {
     });
 }
 
-/// Measures each of `targets`, a name with a process and a path, in turn, and prints a table in which the first is 1.
+/// Measures each of `targets` (name, process and path) in turn, and prints a table relative to the first.
 fn compare(targets: &[(&str, &Process, &str)]) {
     let mut results = vec![Vec::new(); targets.len()];
     for _ in 0..ROUNDS {
@@ -180,9 +180,9 @@ fn compare(targets: &[(&str, &Process, &str)]) {
             result.push(load(process, path));
         }
     }
-    println!("\n| | requests/s | ratio | p99 ms | CPU us a request |\n|---|---|---|---|---|");
+    println!("\n| | requests/s | ratio | p99 ms | CPU us per request |\n|---|---|---|---|---|");
     for ((name, ..), result) in targets.iter().zip(&results) {
-        let ratios = result.iter().zip(&results[0]).map(|(ours, first)| ours.rate / first.rate).collect();
+        let ratios = result.iter().zip(&results[0]).map(|(round, first)| round.rate / first.rate).collect();
         let of = |value: fn(&Round) -> f64| median(result.iter().map(value).collect());
         let (rate, p99, cpu) = (of(|round| round.rate), of(|round| round.p99), of(|round| round.cpu));
         println!("| {name} | {rate:.0} | {:.2} | {p99:.2} | {cpu:.1} |", median(ratios));
@@ -198,7 +198,7 @@ fn main() {
     }
     let setup = Setup::shared().workload();
     setup.migrate();
-    // The service, or this program as `unobserved`, with these settings more.
+    // Starts the service, or this program as `unobserved`, with additional settings.
     let start_as = |observed: bool, settings: &[(&str, &str)], path: &str| {
         let port = free_port();
         let mut command = Setup::shared().workload().command(&[]);
@@ -246,7 +246,7 @@ fn main() {
     let (unobserved, _) = start_as(false, &[], "/v1/notes/1");
     let (hundredth, _) = start_as(true, &otlp("0.01"), "/v1/notes/1");
     let (all, _) = start_as(true, &otlp("1"), "/v1/notes/1");
-    println!("\nwhat it costs to observe `/v1/notes/{{id}}`:");
+    println!("\ncost of observability for `/v1/notes/{{id}}`:");
     compare(&[
         ("nothing", &unobserved, "/v1/notes/1"),
         ("access log, metrics, trace context", &service, "/v1/notes/1"),

@@ -1,4 +1,4 @@
-//! Rules of taste of the template's own code. A generated project has none of them.
+//! Style rules for the template's own code, which do not apply to generated projects.
 #![expect(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
 #![expect(clippy::print_stdout, reason = "tests print what they measured")]
 
@@ -19,7 +19,7 @@ fn files_can_be_read_in_one_sitting() {
     let mut lines = Vec::new();
     while let Some(folder) = folders.pop() {
         let entries: Vec<_> = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect();
-        // platform/ has one file more than the others: `mod.rs`, which is its map.
+        // platform/ has more files than other folders.
         assert!(entries.len() <= 19, "{folder:?} has {} entries", entries.len());
         for path in entries {
             if path.is_dir() {
@@ -33,7 +33,7 @@ fn files_can_be_read_in_one_sitting() {
     }
     lines.sort_unstable();
     let median = lines[lines.len() / 2];
-    println!("without tests: {} files, median {median} lines", lines.len());
+    println!("excluding tests: {} files, median {median} lines", lines.len());
     assert!(median <= 135, "{median}");
 }
 
@@ -45,7 +45,7 @@ fn direct_dependencies_stay_few() {
         .lines()
         .filter(|line| line.contains(" = "))
         .partition(|line| line.contains("optional = true"));
-    println!("{} direct dependencies, {} more of features", always.len(), optional.len());
+    println!("{} direct dependencies, {} more with features", always.len(), optional.len());
     assert!(always.len() <= 26, "{}", always.len());
 }
 

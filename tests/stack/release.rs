@@ -148,7 +148,7 @@ fn releases() {
     let stack = Stack::new("release");
     succeeds(&mut release(&stack, &["--rolling", "clean"]));
     assert_eq!(serving(&stack), ["clean", "clean"]);
-    fails(&mut release(&stack, &["--rollback"]), "nothing to go back to");
+    fails(&mut release(&stack, &["--rollback"]), "nothing to roll back to");
     type Check = fn(&Stack);
     let checks: [(&str, Check); 7] = [
         ("switches", switches),
@@ -192,8 +192,8 @@ fn takes_bad_ones_back(stack: &Stack) {
         fails(&mut release(stack, &["unready"]), "not healthy");
         fails(&mut release(stack, &["lying"]), "GET /v1/notes?limit=1 with 404 instead of 200");
         assert_eq!(serving(stack), ["clean", "clean"]);
-        // There is nothing to go back to: what failed is gone.
-        fails(&mut release(stack, &["--rollback"]), "nothing to go back to");
+        // There is nothing to roll back to: what failed is gone.
+        fails(&mut release(stack, &["--rollback"]), "nothing to roll back to");
     });
     let level = || {
         let name = serving_names(stack).remove(0);
@@ -223,18 +223,18 @@ fn rolls(stack: &Stack) {
         });
         assert!(status.success() && most == 3, "{status} {most}");
         assert_eq!(serving(stack), ["next", "next"]);
-        fails(&mut release(stack, &["--rolling", "lying"]), "is taken back");
+        fails(&mut release(stack, &["--rolling", "lying"]), "is rolled back");
         assert_eq!(serving(stack), ["next", "next"]);
         succeeds(&mut release(stack, &["--rolling", "clean"]));
         succeeds(&mut release(stack, &["--rollback"]));
         assert_eq!(serving(stack), ["next", "next"]);
-        fails(&mut release(stack, &["--rollback"]), "nothing to go back to");
+        fails(&mut release(stack, &["--rollback"]), "nothing to roll back to");
     });
 }
 
 fn goes_on_after_being_cut_off(stack: &Stack) {
     loses_nothing(stack, "releases that were cut off", |_| {
-        let points = ["starting", "migrating", "are watched"];
+        let points = ["starting", "migrating", "watching for"];
         for text in if is_full() { &points[..] } else { &points[..1] } {
             let tag = other(stack);
             cut_off(stack, &[tag], text);
@@ -244,8 +244,8 @@ fn goes_on_after_being_cut_off(stack: &Stack) {
         // Back to the release before, by either command: what was cut off is not to be trusted.
         let before = serving(stack);
         let points = [
-            ("are watched", "--rollback"),
-            ("are watched", &before[0]),
+            ("watching for", "--rollback"),
+            ("watching for", &before[0]),
             ("starting", "--rollback"),
             ("starting", &before[0]),
         ];
@@ -253,7 +253,7 @@ fn goes_on_after_being_cut_off(stack: &Stack) {
             cut_off(stack, &[other(stack)], text);
             succeeds(&mut release(stack, &[back]));
             assert_eq!(serving(stack), before, "{back} after {text}");
-            fails(&mut release(stack, &["--rollback"]), "nothing to go back to");
+            fails(&mut release(stack, &["--rollback"]), "nothing to roll back to");
         }
         // With one replica of each.
         let tag = other(stack);
@@ -269,7 +269,7 @@ fn goes_on_after_being_cut_off(stack: &Stack) {
         // Two at a time; and one that is told to stop takes itself back, also when nobody reads what it says.
         let before = serving(stack);
         let mut first = Running::start(release(stack, &[other(stack)]).env("WATCH", "60"));
-        first.says("are watched");
+        first.says("watching for");
         fails(&mut release(stack, &["lying"]), "another release is under way");
         let Running { child, lines } = first;
         drop(lines);
@@ -283,8 +283,8 @@ fn watches(stack: &Stack) {
     let before = serving(stack);
     let findings = under_load(stack, "a release that fails while it is watched", |_| {
         let start = Instant::now();
-        fails(release(stack, &["late"]).env("WATCH", "60"), "answers were errors");
-        println!("taken back after {:.1?}", start.elapsed());
+        fails(release(stack, &["late"]).env("WATCH", "60"), "responses were errors");
+        println!("rolled back after {:.1?}", start.elapsed());
     });
     assert_eq!(serving(stack), before);
     assert!(findings.losses() > 0 && findings.losses() < findings.requests / 2, "{findings}");
@@ -295,11 +295,11 @@ fn watches(stack: &Stack) {
     let tag = other(stack);
     loses_nothing(stack, "a release whose replicas stop while it is watched", |_| {
         let mut release = Running::start(release(stack, &[tag]).env("WATCH", "60"));
-        release.says("are watched");
+        release.says("watching for");
         for name in serving_names(stack) {
             docker(&["kill", "--signal", "TERM", &name]);
         }
-        release.says("is taken back");
+        release.says("is rolled back");
         assert_eq!(release.child.wait().unwrap().code(), Some(1));
         assert_eq!(serving(stack), before);
     });

@@ -143,7 +143,7 @@ fn from_the_sources_into_service() {
     let tags = release.tags(name);
     assert!(tags.contains(&format!("\"{VERSION}\"")), "{tags}");
     assert!(tags.contains(&format!("\"{VERSION}-{revision}\"")), "{tags}");
-    assert_refused(&mut push, "is there already");
+    assert_refused(&mut push, "already exists");
 
     // The machine that deploys has only the registry's.
     for tag in
@@ -165,7 +165,7 @@ fn from_the_sources_into_service() {
     // What is not committed cannot be pushed.
     fs::write(checkout.path().join("src/added.rs"), "").unwrap();
     run(release.image("build").env("TAG", "dirty"));
-    assert_refused(push.env("TAG", "dirty"), "not committed");
+    assert_refused(push.env("TAG", "dirty"), "uncommitted");
     docker(&["rmi", &format!("{name}:dirty")]);
 }
 
@@ -299,10 +299,10 @@ fn a_release_is_signed_and_verified_before_it_gets_its_names() {
     run(&mut publisher.step(&["promote", &image]));
     assert_eq!(names(), [true; 4]);
     assert_eq!(publisher.digest("latest"), image);
-    assert_refused(&mut publisher.step(&["promote", &another]), "is another image already");
+    assert_refused(&mut publisher.step(&["promote", &another]), "already names another image");
 
     // The image is the one of its commit.
     release.git(&["commit", "--quiet", "--allow-empty", "--message", "Later"]);
-    assert_refused(&mut verify(), "was not made from");
+    assert_refused(&mut verify(), "was not built from");
     docker(&["rmi", &format!("{}@{image}", publisher.repository()), &format!("{}:{VERSION}", release.name)]);
 }

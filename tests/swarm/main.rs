@@ -144,7 +144,7 @@ fn goes_back(stack: &Stack) {
     assert_eq!(findings.losses(), 0);
     stack.deployed("clean");
     let (said, _) = stack.refused("--rollback");
-    assert!(said.contains("nothing to go back to"), "{said}");
+    assert!(said.contains("nothing to roll back to"), "{said}");
 }
 
 fn stops_at_a_failed_migration(stack: &Stack) {

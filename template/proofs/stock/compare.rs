@@ -1,13 +1,13 @@
-//! The measurements of `docs/guarantees.md` on the stock service of `main.rs`: `make guarantees` runs them. They print, and
-//! assert nothing.
+//! The measurements of `docs/guarantees.md` on the stock service of `main.rs`, run by `make guarantees`. They print
+//! results and assert nothing.
 #![expect(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
 #![expect(clippy::print_stdout, reason = "tests print what they measured")]
 
 #[path = "../../../tests/support/mod.rs"]
-#[expect(dead_code, reason = "some of it is for the other test binaries")]
+#[expect(dead_code, reason = "part of the module is for the other test binaries")]
 mod support;
 
-// They have the measurements, and tests of the service, which `--skip ::` leaves out.
+// These modules contain the measurements, and tests of the service, which `--skip ::` excludes.
 #[path = "../../../tests/process/consistency.rs"]
 mod consistency;
 #[path = "../../../tests/process/dependencies.rs"]
@@ -32,7 +32,7 @@ use support::repeatedly;
 use support::servers::{self, Server};
 use support::setup::Setup;
 
-/// Longer than any time of the service's own.
+/// Longer than any timeout of the service.
 const PATIENCE: Duration = Duration::from_secs(12);
 
 fn stock() -> Setup {
@@ -43,7 +43,7 @@ fn start() -> App {
     stock().start()
 }
 
-/// Whether `check` comes true within `PATIENCE`, and when.
+/// Reports whether `check` succeeds within `PATIENCE`, and when.
 fn in_time(mut check: impl FnMut() -> bool) -> String {
     let start = Instant::now();
     while start.elapsed() < PATIENCE {
@@ -85,7 +85,7 @@ fn g2_states_of_clients_at_shutdown() {
 fn g4_cancelled_transactions() {
     let writes = leave_and_write(stock(), "/naive/3");
     println!(
-        "after 100 clients left: 50 writes, {} answered 200, {} are there",
+        "after 100 clients disconnected: 50 writes, {} answered 200, {} committed",
         writes.answered, writes.seen
     );
 }
@@ -108,7 +108,7 @@ fn outage(kind: &str, loss: Loss, path: &str) {
         back = in_time(|| app.probe(path).is_some_and(|answer| answer.status == 200));
     });
     println!(
-        "{kind} {loss:?}: {} requests, {} failed, slowest {:?}; answering {back} its return",
+        "{kind} {loss:?}: {} requests, {} failed, slowest {:?}; recovered {back} its return",
         report.0.len(),
         report.0.len() - report.with_status(200),
         report.slowest(),
@@ -140,7 +140,7 @@ fn g7_readiness_of_a_busy_pool() {
     repeatedly(Duration::from_millis(500), || {});
     let start = Instant::now();
     let answer = app.probe("/health/ready");
-    println!("a probe of a second: {:?} after {:?}", answer.map(|answer| answer.status), start.elapsed());
+    println!("readiness probe: {:?} after {:?}", answer.map(|answer| answer.status), start.elapsed());
 }
 
 #[test]
@@ -153,7 +153,7 @@ fn g9_slow_clients() {
     repeatedly(Duration::from_secs(1), || {});
     let open = |clients: &[Client]| clients.iter().filter(|client| is_open(client)).count();
     println!(
-        "300 unfinished heads of 400 KB: {} KiB more memory, {} open",
+        "300 unfinished heads of 400 KB: {} KiB of additional memory, {} open",
         app.resident_kib() - before,
         open(&clients)
     );

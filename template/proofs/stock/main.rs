@@ -1,7 +1,7 @@
-//! A service such as the guides of its crates show: `axum::serve`, default settings everywhere. The guarantees are
-//! measured on it as well, for the right-hand column of `docs/guarantees.md`.
-#![expect(clippy::unwrap_used, clippy::print_stdout, reason = "as in the guides")]
-#![expect(clippy::disallowed_methods, reason = "settings come straight from the environment")]
+//! A service as in the guides of its crates: `axum::serve` with default settings. The guarantees are also measured on this
+//! service, for the right-hand column of `docs/guarantees.md`.
+#![expect(clippy::unwrap_used, clippy::print_stdout, reason = "written as in the guides")]
+#![expect(clippy::disallowed_methods, reason = "settings are read directly from the environment")]
 
 use std::env::var;
 use std::time::Duration;
@@ -41,7 +41,7 @@ async fn main() {
         .password(&password("APP__DATABASE__PASSWORD_FILE"))
         .database(&var("APP__DATABASE__NAME").unwrap())
         .ssl_mode(PgSslMode::Disable);
-    // The size alone is set, to that of the service that it is compared with.
+    // Only the size is set, to that of the service under comparison.
     let size = var("APP__DATABASE__MAX_CONNECTIONS").map_or(10, |size| size.parse().unwrap());
     let pool = PgPoolOptions::new().max_connections(size).connect_lazy_with(options);
     let address = redis::ConnectionAddr::Tcp("127.0.0.1".to_owned(), port("APP__REDIS__PORT"));

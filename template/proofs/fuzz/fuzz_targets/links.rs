@@ -1,4 +1,4 @@
-//! Whatever a client of the links sends: what is accepted is of the form that the rest of the service relies on.
+//! For any input of a client of the links: accepted input has the form that the rest of the service relies on.
 #![no_main]
 
 use app::links::model::{CreateLink, Cursor, IdempotencyKey, Slug, Target, UpdateLink};
@@ -72,13 +72,13 @@ fuzz_target!(|sent: Sent<'_>| match sent {
     }
 });
 
-/// It is part of paths and of keys in Redis.
+/// A slug is part of paths and of keys in Redis.
 fn check_slug(slug: &Slug) {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
     assert!((1..=64).contains(&slug.as_str().len()) && slug.as_str().bytes().all(allowed));
 }
 
-/// It is the value of a header, leads to another site, and stays the same when it is read back from Redis.
+/// A target is a header value, points to another site, and does not change in a round trip through Redis.
 fn check_target(target: &Target) {
     let text = target.as_str();
     assert!(text.len() <= 2048 && text.bytes().all(|byte| byte.is_ascii_graphic()), "{text}");

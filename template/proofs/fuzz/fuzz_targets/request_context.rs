@@ -1,5 +1,5 @@
-//! Whatever `x-request-id` and `traceparent` hold: the ids of the request are well formed, and a well-formed trace
-//! is continued.
+//! For any `x-request-id` and `traceparent`: the IDs of the request are well formed, and a well-formed trace is
+//! continued.
 #![no_main]
 
 use app::platform::telemetry::request_context::RequestContext;

@@ -1,5 +1,5 @@
-//! For any content of a setting's file: the value is the content without exactly one newline, or the error is one of
-//! four messages, none of which contains any of the content.
+//! For any content of a secret file: the result is the content without its final newline, or one of four error messages,
+//! which do not contain the content.
 #![no_main]
 
 use std::io::{Seek, Write};

@@ -1,5 +1,5 @@
-//! For any variables with any values: loading does not panic and is deterministic, no problem contains a value, and no
-//! secret is shown.
+//! For any variables and values: loading does not panic and is deterministic, no error message contains a value, and no
+//! secret is printed.
 #![no_main]
 
 use std::ffi::OsString;
@@ -15,11 +15,11 @@ use tempfile::NamedTempFile;
 
 const PACKAGE: Package = Package { name: "fuzz", version: "0.0.0", revision: "unknown" };
 const DOMAINS: &str = "[orders]\nlimit = 7\ntoken = { secret = true }";
-/// Part of the values, by which the outputs are searched for them.
+/// Marker in the values, to search for in the output.
 const SECRET: &str = "s3cr3t-c4n4ry";
 const PLAIN: &str = "pl41n-c4n4ry";
 const CONVENTIONAL: [&str; 5] = ["PORT", "DATABASE_URL", "REDIS_URL", "RUST_LOG", "HOSTNAME"];
-/// Texts that random bytes seldom contain.
+/// Texts that random bytes rarely contain.
 const LIKELY: [&str; 16] = [
     "postgres://user:",
     "postgres://user@localhost:5432/",
@@ -102,7 +102,7 @@ fuzz_target!(|given: Vec<Variable<'_>>| {
     for variable in &given {
         let name = variable.name.text();
         if name.ends_with("_FILE") {
-            continue; // A problem contains the path, as it should.
+            continue; // Error messages contain the path, by design.
         }
         let canary = if !variable.canary {
             ""
