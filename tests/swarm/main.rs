@@ -152,7 +152,10 @@ fn stops_at_a_failed_migration(stack: &Stack) {
     let before = stack.tasks("app");
     let (said, time) = stack.refused("swarm-unmigrated");
     println!("a failed migration was told after {time:.1?}");
-    assert!(said.contains("the migration is Failed") && said.contains("exiting after a fatal error"), "{said}");
+    assert!(
+        said.contains("the migration is Failed") && said.contains("exiting after a fatal error"),
+        "{said}"
+    );
     assert_eq!(before, stack.tasks("app"), "{said}");
 }
 
