@@ -2,8 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::platform::items;
-use crate::platform::text;
+use crate::{items, text};
 
 /// Returns whether the value is unset or one of `allowed`.
 fn is_unset_or(value: &Value, allowed: &[&str]) -> bool {

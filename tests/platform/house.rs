@@ -7,6 +7,10 @@ use std::path::{Path, PathBuf};
 use app::platform::config::definitions::{KEYS, variable};
 use syn::visit::{self, Visit};
 
+/// Handles that only `server` constructs; other modules receive them.
+const HANDLES: [&str; 8] =
+    ["Cache", "Connections", "Database", "Health", "LoadShed", "Metrics", "Rotation", "Tasks"];
+
 /// The modules of the platform that a domain may import.
 const OPEN_TO_DOMAINS: [&str; 9] = [
     "config::secret",
@@ -33,6 +37,8 @@ struct Module {
     path: Vec<String>,
     children: Vec<String>,
     imports: Vec<Vec<String>>,
+    /// Paths of at least two parts, as written.
+    paths: Vec<String>,
 }
 
 /// Collects every path outside of tests that begins with `crate`, `super`, `self` or a child module.
@@ -40,6 +46,7 @@ struct Imports {
     module: Vec<String>,
     children: Vec<String>,
     found: Vec<Vec<String>>,
+    paths: Vec<String>,
 }
 
 impl Imports {
@@ -86,6 +93,7 @@ impl<'ast> Visit<'ast> for Imports {
         let parts: Vec<_> = path.segments.iter().map(|segment| segment.ident.to_string()).collect();
         if parts.len() > 1 {
             self.add(&parts);
+            self.paths.push(parts.join("::"));
         }
         visit::visit_path(self, path);
     }
@@ -130,9 +138,10 @@ fn module(path: Vec<String>, source: &str) -> Module {
         _ => None,
     });
     let children: Vec<_> = declared.collect();
-    let mut imports = Imports { module: path.clone(), children: children.clone(), found: Vec::new() };
+    let mut imports =
+        Imports { module: path.clone(), children: children.clone(), found: Vec::new(), paths: Vec::new() };
     imports.visit_file(&source);
-    Module { path, children, imports: imports.found }
+    Module { path, children, imports: imports.found, paths: imports.paths }
 }
 
 fn is_platform(path: &[String]) -> bool {
@@ -192,6 +201,22 @@ fn domains_import_what_the_platform_offers_them() {
             assert!(!is_platform(import) || OPEN_TO_DOMAINS.iter().any(offered), "{from} imports {name}");
         }
     }
+}
+
+#[test]
+fn only_the_server_constructs_handles() {
+    let constructors = HANDLES.map(|handle| format!("{handle}::new"));
+    let mut constructed = Vec::new();
+    for module in modules() {
+        let calls = module.paths.iter().filter(|path| constructors.contains(path));
+        for call in calls.clone() {
+            assert_eq!(module.path, ["platform", "server"], "{call}");
+        }
+        constructed.extend(calls.cloned());
+    }
+    constructed.sort_unstable();
+    constructed.dedup();
+    assert_eq!(constructed, constructors);
 }
 
 #[test]

@@ -71,7 +71,7 @@ fn a_failed_migration_leaves_no_lock_and_can_be_run_again() {
 
     assert_eq!(output.status.code(), Some(1));
     let log = String::from_utf8(output.stdout).unwrap();
-    assert!(log.contains("a migration failed") && log.contains("already exists"), "{log}");
+    assert!(log.contains("failed to apply a migration") && log.contains("already exists"), "{log}");
     eventually(Duration::from_secs(2), "nothing left", || {
         leftovers(setup.database()).is_empty().then_some(())
     });

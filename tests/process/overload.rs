@@ -315,7 +315,7 @@ fn with_64_descriptors_and_200_clients_probes_are_answered_and_recovery_is_quick
         .set("MANAGEMENT__ADDRESS", "127.0.0.1")
         .start();
     let management = SocketAddr::from(([127, 0, 0, 1], port));
-    app.logged("the warning", |line| line["message"] == "the descriptor limit allows fewer connections");
+    app.logged("the warning", |line| line["message"] == "the file descriptor limit allows fewer connections");
 
     let clients: Vec<_> = (0..200).map(|_| TcpStream::connect(app.address).unwrap()).collect();
     let mut slowest = Duration::ZERO;

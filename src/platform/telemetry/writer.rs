@@ -1,5 +1,5 @@
 //! A bounded, non-blocking writer to stdout. Not `tracing_appender::non_blocking`, which wakes its thread for each line:
-//! writing lines together took a request from 56 to 39 us of CPU (docs/performance.md).
+//! writing lines together took a request from 56 to 39 us of CPU (docs/decisions.md).
 //!
 //! Writing to a pipe that is full blocks the writer. So only one thread writes; all others append their lines to a
 //! buffer. When the buffer is full, lines are dropped and counted: logging never blocks a request. The thread may hold
