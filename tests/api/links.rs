@@ -1,4 +1,4 @@
-//! EXAMPLE DOMAIN: goes with src/links.
+//! EXAMPLE DOMAIN: belongs to src/links.
 
 use serde_json::json;
 
@@ -23,7 +23,7 @@ fn start() -> (App, Client) {
 }
 
 #[test]
-fn a_created_link_is_told_followed_and_listed() {
+fn a_created_link_is_returned_followed_and_listed() {
     let (_app, mut client) = start();
 
     let created = create(&mut client, "hello");
@@ -38,7 +38,7 @@ fn a_created_link_is_told_followed_and_listed() {
 }
 
 #[test]
-fn without_a_slug_one_is_made_up() {
+fn without_a_slug_one_is_generated() {
     let (_app, mut client) = start();
 
     let created = client.send("POST", "/v1/links", &[], &json!({"url": "https://example.com/"}));

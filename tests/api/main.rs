@@ -1,7 +1,7 @@
-//! What the service answers: the real binary on real servers.
+//! Responses of the service: the real binary on real servers.
 
 #[path = "../support/mod.rs"]
-#[expect(dead_code, reason = "some of it is for the other test binary")]
+#[expect(dead_code, reason = "part of the module is for the other test binary")]
 mod support;
 
 mod links;

@@ -1,15 +1,14 @@
-//! What `deploy/kubernetes` renders to: the restricted profile, what it has to agree on with the rest of the
-//! repository, and the order in which its script does things. No cluster; `deploy/kubernetes/check` runs it, after the
-//! schemas.
+//! Validates what `deploy/kubernetes` renders: the restricted profile, consistency with the rest of the repository, and the
+//! order of steps in its script. Needs no cluster; `deploy/kubernetes/check` runs it after the schemas.
 #![expect(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
 #![expect(clippy::print_stdout, reason = "tests print what they measured")]
 
 #[path = "../stack/docker.rs"]
-#[expect(dead_code, reason = "some of it needs an engine")]
+#[expect(dead_code, reason = "part of the module needs an engine")]
 mod docker;
 mod restricted;
 #[path = "../support/mod.rs"]
-#[expect(dead_code, reason = "some of it is for the other test binaries")]
+#[expect(dead_code, reason = "part of the module is for the other test binaries")]
 mod support;
 
 use std::env;
@@ -30,13 +29,13 @@ use crate::restricted::violations;
 const OVERLAYS: [&str; 2] = ["staging", "production"];
 const IMAGE: &str = "registry.example:5000/app:1.2.3_RC1";
 
-/// The documents of some YAML, by the linters' Python.
+/// Parses YAML documents with the linters' Python.
 fn parse(yaml: &str) -> Vec<Value> {
     let target = env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), Into::into);
     let program = "import sys, json, yaml; json.dump(list(yaml.safe_load_all(sys.stdin)), sys.stdout)";
     let mut python = Command::new(target.join("linters/bin/python3"));
     python.args(["-c", program]).stdin(Stdio::piped()).stdout(Stdio::piped());
-    let mut python = python.spawn().expect("deploy/kubernetes/check installs it");
+    let mut python = python.spawn().expect("deploy/kubernetes/check installs Python");
     python.stdin.take().unwrap().write_all(yaml.as_bytes()).unwrap();
     let output = python.wait_with_output().unwrap();
     assert!(output.status.success());
@@ -58,17 +57,17 @@ impl Rendered {
         found[0]
     }
 
-    /// What the pods of the service and of the migration are made from.
+    /// Returns the pod templates of the service and of the migration.
     fn templates(&self) -> [&Value; 2] {
         ["Deployment", "Job"].map(|kind| &self.one(kind)["spec"]["template"])
     }
 
-    /// The variables that the pods get.
+    /// Returns the environment variables of the pods.
     fn settings(&self) -> Map<String, Value> {
         self.one("ConfigMap")["data"].as_object().unwrap().clone()
     }
 
-    /// The effective value of a setting.
+    /// Returns the effective value of a setting.
     fn setting(&self, key: &str) -> String {
         let given = self.settings().get(&variable(key)).map(|value| text(value).to_owned());
         given.unwrap_or_else(|| KEYS[key].default.clone())
@@ -167,20 +166,20 @@ fn pods_are_closed_beyond_the_profile() {
             assert_eq!(spec["automountServiceAccountToken"], false);
             assert_eq!(spec["enableServiceLinks"], false);
             assert_eq!(container["securityContext"]["readOnlyRootFilesystem"], true);
-            // The user of the image, whose group may read the secrets.
+            // The user of the image, whose group can read the secrets.
             let dockerfile = fs::read_to_string(root().join("Dockerfile")).unwrap();
             let (user, group) = (&spec["securityContext"]["runAsUser"], &spec["securityContext"]["fsGroup"]);
             assert!(dockerfile.contains(&format!("USER {user}:{group}\n")));
             assert_eq!(spec["volumes"][0]["secret"]["defaultMode"], 0o440);
-            assert!(container["volumeMounts"][0]["subPath"].is_null(), "rotation would not be seen");
-            assert!(container["env"].is_null(), "what is not in the ConfigMap is not in its hash");
+            assert!(container["volumeMounts"][0]["subPath"].is_null(), "a rotation would not be visible");
+            assert!(container["env"].is_null(), "settings outside of the ConfigMap are not part of its hash");
             assert_eq!(
                 container["envFrom"][0]["configMapRef"]["name"],
                 rendered.one("ConfigMap")["metadata"]["name"]
             );
             assert_eq!(container["envFrom"].as_array().unwrap().len(), 1);
         }
-        // Stages of the script, and the parts of a policy.
+        // Components that the script selects, and the parts of a policy.
         assert_eq!(rendered.one("Job")["metadata"]["name"], "migrate-1-2-3-rc1");
         let policies: Vec<_> = rendered.0.iter().filter(|object| object["kind"] == "NetworkPolicy").collect();
         let deny = policies.iter().find(|policy| policy["metadata"]["name"] == "deny").unwrap();
@@ -188,8 +187,9 @@ fn pods_are_closed_beyond_the_profile() {
         let ports = |name: &str, way: &str| {
             let policy = policies.iter().find(|policy| policy["metadata"]["name"] == name).unwrap();
             let rules = items(&policy["spec"][way]).iter();
-            let rules =
-                rules.inspect(|rule| assert!(!rule["to"].is_null() || !rule["from"].is_null(), "to anyone"));
+            let rules = rules.inspect(|rule| {
+                assert!(!rule["to"].is_null() || !rule["from"].is_null(), "the rule allows any address")
+            });
             rules.flat_map(|rule| items(&rule["ports"])).map(|port| number(&port["port"])).collect::<Vec<_>>()
         };
         assert_eq!(policies.len(), 3);
@@ -211,7 +211,7 @@ fn the_service_accepts_the_settings() {
             let value = text(value);
             let file = value.strip_prefix("/secrets/").filter(|_| name.ends_with("_FILE"));
             let file = file.map(|file| {
-                assert!(readme.contains(&format!("--from-file={file}")), "nobody makes {file}");
+                assert!(readme.contains(&format!("--from-file={file}")), "the README does not create {file}");
                 let path = secrets.path().join(file);
                 fs::write(&path, "secret").unwrap();
                 path.into_os_string()
@@ -220,7 +220,7 @@ fn the_service_accepts_the_settings() {
         }
         run(&mut check);
 
-        // What is not another address has the value that the other stack has.
+        // Settings that are not addresses have the values of the compose stack.
         let other = "SERVICE__ENVIRONMENT DATABASE__HOST DATABASE__SSL_MODE DATABASE__PASSWORD_FILE REDIS__HOST \
                      REDIS__PASSWORD_FILE LOG__LEVEL OTLP__ENDPOINT OTLP__SAMPLE_RATIO";
         let is_same =
@@ -236,9 +236,9 @@ fn the_service_accepts_the_settings() {
     }
 }
 
-/// Bytes, or thousandths of a CPU.
+/// Parses bytes, or thousandths of a CPU.
 fn quantity(value: &Value) -> u64 {
-    // Compose has the default of a variable, and writes `M` for what Kubernetes calls `Mi`.
+    // Compose has defaults of variables, and writes `M` where Kubernetes writes `Mi`.
     let value = text(value);
     let value = value.split_once(":-").map_or(value, |(_, default)| default.trim_end_matches('}'));
     match value.trim_end_matches('i').strip_suffix('M') {
@@ -262,7 +262,7 @@ fn resources_are_those_of_the_compose_stack() {
             assert_eq!(quantity(&here["limits"]["memory"]), quantity(&there["limits"]["memory"]));
             assert_eq!(quantity(&here["requests"]["memory"]), quantity(&there["reservations"]["memory"]));
         }
-        // The autoscaler has to act before the limit does.
+        // The autoscaler has to act below the CPU limit.
         let metric = &rendered.one("HorizontalPodAutoscaler")["spec"]["metrics"][0]["resource"];
         let limit = &rendered.templates()[0]["spec"]["containers"][0]["resources"]["limits"]["cpu"];
         assert!(quantity(&metric["target"]["averageValue"]) < quantity(limit));
@@ -276,7 +276,7 @@ fn times_keep_their_order() {
         let (deployment, pod) = (&rendered.one("Deployment")["spec"], &rendered.templates()[0]["spec"]);
         assert_eq!(number(&pod["terminationGracePeriodSeconds"]), rendered.pause("shutdown.grace"));
         let container = &pod["containers"][0];
-        assert!(container["lifecycle"].is_null(), "a preStop hook takes from the grace period");
+        assert!(container["lifecycle"].is_null(), "a preStop hook would use up the grace period");
         let port = items(&container["ports"]).iter().find(|port| port["name"] == "management").unwrap();
         assert_eq!(port["containerPort"].to_string(), rendered.setting("management.port"));
         let probe = |name: &str, path: &str| {
@@ -287,14 +287,17 @@ fn times_keep_their_order() {
             period * number(&probe["failureThreshold"])
         };
         let progress = number(&deployment["progressDeadlineSeconds"]);
-        assert!(progress < probe("startup", "/health/startup"), "a restart would come before the verdict");
+        assert!(
+            progress < probe("startup", "/health/startup"),
+            "a restart would come before the rollout fails"
+        );
         assert!(probe("readiness", "/health/ready") < rendered.pause("shutdown.ready_delay"));
         probe("liveness", "/health/live");
 
         let check = rendered.pause("health.interval") + rendered.pause("health.timeout");
         let failures: u64 = rendered.setting("health.failures").parse().unwrap();
         let available = number(&deployment["minReadySeconds"]);
-        assert!(check * failures < available, "a pod would count as available while its database is away");
+        assert!(check * failures < available, "a pod would count as available while its database is down");
         assert!(available < progress);
         let script = fs::read_to_string(root().join("deploy/kubernetes/deploy")).unwrap();
         let timeout = script.split("! of_namespace rollout status deployment/app --timeout=").nth(1).unwrap();
@@ -310,7 +313,7 @@ fn connections_fit_and_selectors_find_the_service_alone() {
         let (deployment, scaler) =
             (&rendered.one("Deployment")["spec"], rendered.one("HorizontalPodAutoscaler"));
         let budget = &rendered.one("PodDisruptionBudget")["spec"];
-        assert!(deployment["replicas"].is_null(), "the autoscaler's");
+        assert!(deployment["replicas"].is_null(), "the autoscaler sets the number of replicas");
         let (least, most) = (number(&scaler["spec"]["minReplicas"]), number(&scaler["spec"]["maxReplicas"]));
         assert!(0 < least && least < most);
 
@@ -321,13 +324,16 @@ fn connections_fit_and_selectors_find_the_service_alone() {
         let pods = most + number(&rolling["maxSurge"]) + number(&budget["maxUnavailable"]) + draining;
         // Besides the pool: health check, renewal, and the trial of new credentials (src/platform/config/default.toml).
         let each = rendered.setting("database.max_connections").parse::<u64>().unwrap() + 3;
-        let needed = pods * each + 1 + 3; // the migration, and what PostgreSQL keeps for its superuser
+        let needed = pods * each + 1 + 3; // the migration, and the connections that PostgreSQL reserves for superusers
         let given = text(&scaler["metadata"]["annotations"]["postgres-max-connections"]).parse().unwrap();
         println!("{overlay}: {pods} pods of {each} connections, {needed} of {given} in all");
         assert!(needed < given);
         let overlay = root().join("deploy/kubernetes/overlays").join(overlay).join("kustomization.yaml");
-        assert!(fs::read_to_string(overlay).unwrap().contains(&format!(" {needed} in all.")), "the comment");
-        // One pod at most that drains because there are fewer.
+        assert!(
+            fs::read_to_string(overlay).unwrap().contains(&format!(" {needed} in all.")),
+            "the comment has another total"
+        );
+        // Scale-down drains one pod at a time.
         for policy in items(&scaler["spec"]["behavior"]["scaleDown"]["policies"]) {
             assert_eq!(policy["value"], 1);
             assert!(number(&policy["periodSeconds"]) > grace);
@@ -357,7 +363,7 @@ fn connections_fit_and_selectors_find_the_service_alone() {
     }
 }
 
-/// Runs the script with a kubectl that renders, writes down the rest, and answers from `variables`.
+/// Runs the script with a fake kubectl, which renders manifests, logs other commands, and answers from `variables`.
 fn deploy(arguments: &[&str], variables: &[(&str, &str)]) -> (Output, String) {
     let folder = TempDir::new().unwrap();
     let path = env::var_os("PATH").unwrap();
@@ -394,7 +400,7 @@ exit "${{result:-0}}"
     fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
 }
 
-/// What happened, as the first words that name each step.
+/// Returns the steps in the log, by the first words of each step.
 fn steps(log: &str) -> Vec<&'static str> {
     let known =
         ["delete job", "component!=app", "get job", "component=app", "rollout status", "stdin: before"];
@@ -404,7 +410,7 @@ fn steps(log: &str) -> Vec<&'static str> {
 }
 
 #[test]
-fn a_deployment_migrates_first_and_goes_back_when_it_fails() {
+fn a_deployment_migrates_first_and_rolls_back_when_it_fails() {
     let arguments = ["staging", IMAGE];
     let good = [("JOB", "SuccessCriteriaMet Complete"), ("PREVIOUS", "before"), ("ROLLOUT", "0")];
     let (output, log) = deploy(&arguments, &good);
@@ -424,7 +430,7 @@ fn a_deployment_migrates_first_and_goes_back_when_it_fails() {
     assert_eq!(output.status.code(), Some(1));
     assert_eq!(steps(&log)[3..], ["component=app", "rollout status", "stdin: before", "rollout status"]);
 
-    // The first one has nothing to go back to, nor has one after another that did not become ready.
+    // The first deployment has nothing to roll back to; neither has a deployment after one that did not become ready.
     for before in [("PREVIOUS", ""), ("SETTLED", "1")] {
         let (output, log) = deploy(&arguments, &[good[0], good[1], before, ("ROLLOUT", "1")]);
         assert_eq!(output.status.code(), Some(1));
@@ -447,6 +453,6 @@ fn an_image_without_a_fixed_version_is_refused() {
             ["kustomize", &format!("deploy/kubernetes/overlays/{overlay}")].map(ToOwned::to_owned);
         let bare = run(Command::new("kubectl").args(kustomize).current_dir(root()));
         let unset = bare.matches("image: app:given-by-deploy").count();
-        assert_eq!(unset, 2, "rendered without the script it must not run");
+        assert_eq!(unset, 2, "without the script the manifests must not run");
     }
 }

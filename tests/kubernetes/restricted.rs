@@ -1,16 +1,16 @@
-//! The profile "restricted" of the Pod Security Standards, which an API server would check at admission.
+//! The profile "restricted" of the Pod Security Standards, which the API server checks at admission.
 
 use serde_json::{Value, json};
 
 use crate::{items, text};
 
-/// Not given, or one of `allowed`.
+/// Returns whether the value is unset or one of `allowed`.
 fn is_unset_or(value: &Value, allowed: &[&str]) -> bool {
     value.is_null() || value.as_str().is_some_and(|value| allowed.contains(&value))
 }
 
-/// The controls of the Pod Security Standards' profile "restricted", with those of "baseline", as of v1.37, that a pod
-/// does not keep.
+/// Returns the violated controls of the Pod Security Standards' profile "restricted", including those of "baseline", as of
+/// v1.37.
 #[expect(clippy::too_many_lines, reason = "a list of controls")]
 pub fn violations(template: &Value) -> Vec<&'static str> {
     let spec = &template["spec"];
@@ -19,7 +19,7 @@ pub fn violations(template: &Value) -> Vec<&'static str> {
     let containers: Vec<&Value> = kinds.iter().flat_map(|kind| items(&spec[*kind])).collect();
     let own: Vec<&Value> = containers.iter().map(|container| &container["securityContext"]).collect();
     let all: Vec<&Value> = own.iter().copied().chain([pod]).collect();
-    // Set for the pod and not taken back, or set by each container.
+    // Set for the pod and not overridden, or set by each container.
     let covered = |field: &str, is_good: &dyn Fn(&Value) -> bool| {
         let fine =
             |context: &&Value| is_good(&context[field]) || context[field].is_null() && is_good(&pod[field]);

@@ -1,4 +1,4 @@
-//! Loading of settings: every source, every problem, and no secret in any output.
+//! Configuration: every source, every error, and no secret in any output.
 
 use app::platform::config::definitions::{KEYS, variable};
 use app::platform::config::secret::ExposeSecret;
@@ -47,7 +47,7 @@ fn rejects_a_grace_period_shorter_than_the_shutdown() {
     let problems = load(&[("APP__SHUTDOWN__GRACE", "22s")]).err().unwrap();
 
     assert!(problems[0].starts_with("APP__SHUTDOWN__GRACE: must be longer"), "{problems:?}");
-    // 5 s, 15 s and 2 s; another 2 s with a collector.
+    // 5 s + 15 s + 2 s, and another 2 s with a collector.
     assert!(load(&[("APP__SHUTDOWN__GRACE", "23s")]).is_ok());
     let traced = [("APP__SHUTDOWN__GRACE", "23s"), ("APP__OTLP__ENDPOINT", "http://collector:4318")];
     assert!(load(&traced).is_err());
@@ -83,7 +83,7 @@ proptest! {
         let secret = direct.secret("database.password").unwrap();
         prop_assert_eq!(secret.expose_secret(), &value);
 
-        // A final carriage return would be part of the line end.
+        // A final carriage return belongs to the line end.
         let end = if value.ends_with('\r') { "" } else { "\n" };
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), format!("{value}{end}")).unwrap();

@@ -1,4 +1,4 @@
-//! What the Dockerfile, the compose files, nginx and the settings have to agree on.
+//! Consistency of the Dockerfile, the compose files, nginx and the settings.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -11,7 +11,7 @@ fn read(path: &str) -> String {
     fs::read_to_string(PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()
 }
 
-/// A project may do without the folders for Kubernetes and for a Swarm.
+/// Returns whether the folder exists: a project can delete those for Kubernetes and Swarm.
 fn is_kept(folder: &str) -> bool {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(folder).is_dir()
 }
@@ -24,7 +24,7 @@ const COMPOSE: [&str; 5] = [
     "deploy/compose/tls.yml",
 ];
 
-/// The word after the first `name` behind the first `section` of a file, without what ends a directive.
+/// Returns the word after the first `name` behind the first `section` of a file, without the end of the directive.
 #[track_caller]
 fn value_in(path: &str, section: &str, name: &str) -> String {
     let text = read(path);
@@ -38,7 +38,7 @@ fn value(path: &str, name: &str) -> String {
     value_in(path, "", name)
 }
 
-/// A number without a unit is seconds.
+/// Parses a duration. A number without a unit means seconds.
 #[track_caller]
 fn duration(path: &str, section: &str, name: &str) -> Duration {
     let value = value_in(path, section, name);
@@ -58,7 +58,7 @@ fn the_image_has_the_toolchain_of_the_checkout() {
     assert!(tag.starts_with(&format!("{}-", channel.trim_matches('"'))), "{tag} {channel}");
 }
 
-/// Every Dockerfile and YAML file of the root and of `deploy/`, by its path from the root.
+/// Returns the path of every Dockerfile and YAML file of the root and of `deploy/`.
 fn deployed_files() -> Vec<String> {
     let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
     let mut folders = vec![root.clone(), root.join("deploy")];
@@ -77,7 +77,7 @@ fn deployed_files() -> Vec<String> {
     files
 }
 
-/// The images that a file names, but for its own stages and for the service, whose name is given to it.
+/// Returns the images that a file names, except its own stages and the image of the service.
 fn images(path: &str) -> Vec<String> {
     let text = read(path);
     let stages: Vec<_> =
@@ -107,7 +107,7 @@ fn images_are_pinned_the_same_everywhere() {
                 "{path}: {image}"
             );
             let (name, tag) = tagged.rsplit_once(':').unwrap_or((tagged, ""));
-            // Distroless has no tags of versions.
+            // Distroless images have no version tags.
             assert!(is_exact(tag) || name.starts_with("gcr.io/distroless/"), "{path}: {image}");
             let pin = pins.entry(name.to_owned()).or_insert_with(|| image.clone());
             assert_eq!(*pin, image, "{path}");
@@ -146,21 +146,21 @@ fn the_example_environment_has_each_variable_with_its_default() {
         .filter(|(name, _)| !name.starts_with('#'))
         .map(|(name, value)| (name.to_owned(), Some(value.to_owned())))
         .collect();
-    // What a file requires has no default.
+    // Required variables have no default.
     for required in ["APP_IMAGE", "APP_NAME", "APP_TAG"] {
         assert!(example.insert(required.to_owned(), None).is_some(), "{required}");
     }
     assert_eq!(used, example);
 }
 
-/// One checkout may have all three stacks: a name that two of them shared would join their containers and volumes.
+/// A checkout can run all three stacks. Two stacks with the same name would share containers and volumes.
 #[test]
 fn stacks_of_one_checkout_have_different_names() {
     let name = |path: &str| {
         let text = read(path);
         text.lines().find_map(|line| line.strip_prefix("name: ")).map(|name| name.replace(' ', ""))
     };
-    assert_eq!(name("docker-compose.yml"), None, "the folder's name");
+    assert_eq!(name("docker-compose.yml"), None, "named after the folder");
     let [production, staging] =
         ["docker-compose.prod.yml", "deploy/compose/staging.yml"].map(|path| name(path).unwrap());
     assert!(production.starts_with("${APP_NAME:?") && production.ends_with("}-production"), "{production}");
@@ -176,7 +176,7 @@ fn sizes_are_the_same_in_nginx_and_in_the_service() {
     assert_eq!(KEYS["http.max_uri_bytes"].default, (8 << 10).to_string());
 }
 
-/// G39: each inner time ends before the outer one, in whatever file they stand.
+/// G39: each inner timeout is shorter than the outer one, across all files.
 #[test]
 fn timeouts_keep_their_order_over_all_files() {
     let (nginx, service) = ("deploy/nginx/nginx.conf", "deploy/nginx/service.conf");
@@ -197,7 +197,7 @@ fn timeouts_keep_their_order_over_all_files() {
     let stages = stages.map(setting).iter().sum();
 
     let orders: &[&[(&str, Duration)]] = &[
-        // A request: the innermost wait gives up first, so that the error is the precise one.
+        // A request: the innermost wait times out first, so that the error is precise.
         &[
             named("redis.operation_timeout"),
             named("database.acquire_timeout"),
@@ -208,19 +208,19 @@ fn timeouts_keep_their_order_over_all_files() {
             workers,
         ],
         &[in_service("proxy_connect_timeout "), in_service("proxy_next_upstream_timeout ")],
-        // G18: who sends the requests closes an idle connection first.
+        // G18: the client of a connection closes it first when it is idle.
         &[upstream, named("http.header_timeout")],
-        // A reload: a client's last request, then old workers, then who waits for them.
+        // A reload: the last request of a client, then old workers, then the scripts that wait for the workers.
         &[
             in_nginx("keepalive_min_timeout "),
             workers,
             ("nginx stop_grace_period", duration(compose, "  nginx:", "stop_grace_period: ")),
             ("SETTLE_TIMEOUT", duration(release, "", "SETTLE_TIMEOUT=")),
         ],
-        // A stop: nginx has noticed before the listener closes, and a request ends within the drain.
+        // A stop: nginx notices before the listener closes, and a request ends within the drain.
         &[in_nginx("valid="), named("shutdown.ready_delay")],
         &[named("http.request_timeout"), named("shutdown.drain_timeout"), ("stages", stages), grace],
-        // Health: a check, then who asks for its result.
+        // Health: a check, then the probes that read its result.
         &[named("health.timeout"), named("health.interval"), health],
         &[
             ("HEALTHCHECK --start-period", duration("Dockerfile", "HEALTHCHECK", "--start-period=")),
@@ -244,13 +244,13 @@ fn timeouts_keep_their_order_over_all_files() {
     }
 }
 
-/// While a release is made both colours run.
+/// During a release both colors run.
 #[test]
-fn both_colours_fit_into_the_database() {
+fn connections_of_both_colors_fit_into_the_database() {
     let compose = "docker-compose.prod.yml";
     let number = |name: &str| value(compose, name).parse::<f64>().unwrap();
-    // Pool by the CPUs, and up to three sessions besides.
+    // The pool depends on the CPUs; up to three more sessions are outside the pool.
     let sessions = 2.0 * number("APP_REPLICAS:-") * (4.0 * number("cpus: \"${APP_CPUS:-") + 3.0);
-    // The migration, the backup, and what PostgreSQL keeps for its superuser.
+    // The migration, the backup, and the connections that PostgreSQL reserves for superusers.
     assert!(sessions + 5.0 <= number("POSTGRES_MAX_CONNECTIONS:-"), "{sessions}");
 }

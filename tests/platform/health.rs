@@ -31,7 +31,7 @@ fn all_endpoints_are_on_the_public_port_by_default() {
 }
 
 #[test]
-fn with_a_management_port_the_public_one_tells_little() {
+fn with_a_management_port_the_public_port_hides_details() {
     let port = free_port();
     let setup = Setup::shared().workload().set("MANAGEMENT__PORT", port);
     let app = setup.set("MANAGEMENT__ADDRESS", "127.0.0.1").start();
@@ -49,7 +49,7 @@ fn with_a_management_port_the_public_one_tells_little() {
 }
 
 #[test]
-fn the_healthcheck_command_tells_by_its_exit_code() {
+fn the_healthcheck_command_reports_by_its_exit_code() {
     let port = free_port();
     let setup = || Setup::shared().set("HTTP__PORT", port);
     let check = |arguments: &[&str]| -> Output { setup().command(arguments).output().unwrap() };
@@ -66,7 +66,7 @@ fn the_healthcheck_command_tells_by_its_exit_code() {
 
 #[test]
 fn an_outdated_schema_is_not_served_until_it_is_migrated() {
-    // Whether the service could do without PostgreSQL or not.
+    // With PostgreSQL as required and as optional dependency.
     for criticality in ["required", "degraded"] {
         let setup = Setup::shared().workload().set("HEALTH__POSTGRES", criticality);
         let mut migrate = setup.command(&["migrate"]);

@@ -1,4 +1,4 @@
-//! The import rules of docs/architecture.md, and the table of settings. A project may delete this file.
+//! The import rules of docs/architecture.md and the table of settings. A project may delete this file.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -7,11 +7,11 @@ use std::path::{Path, PathBuf};
 use app::platform::config::definitions::{KEYS, variable};
 use syn::visit::{self, Visit};
 
-/// Handles that `server` constructs and everything else is given.
+/// Handles that only `server` constructs; other modules receive them.
 const HANDLES: [&str; 8] =
     ["Cache", "Connections", "Database", "Health", "LoadShed", "Metrics", "Rotation", "Tasks"];
 
-/// What a domain may import from the platform.
+/// The modules of the platform that a domain may import.
 const OPEN_TO_DOMAINS: [&str; 9] = [
     "config::secret",
     "error",
@@ -32,16 +32,16 @@ fn read(path: impl AsRef<Path>) -> String {
     fs::read_to_string(root().join(path)).unwrap()
 }
 
-/// A file of `src/` as a module: its path from the crate, the modules it declares in order, and the paths it names.
+/// A file of `src/` as a module: its path in the crate, the modules it declares in order, and the paths it names.
 struct Module {
     path: Vec<String>,
     children: Vec<String>,
     imports: Vec<Vec<String>>,
-    /// Paths of two parts or more, as they are written.
+    /// Paths of at least two parts, as written.
     paths: Vec<String>,
 }
 
-/// Collects every path that begins with `crate`, `super`, `self`, or a child module, but for tests.
+/// Collects every path outside of tests that begins with `crate`, `super`, `self` or a child module.
 struct Imports {
     module: Vec<String>,
     children: Vec<String>,
@@ -109,7 +109,7 @@ impl<'ast> Visit<'ast> for Imports {
     }
 }
 
-/// Every file of `src/` but `main.rs`, which no rule restricts.
+/// Returns every file of `src/` except `main.rs`, which no rule restricts.
 fn modules() -> Vec<Module> {
     let mut folders = vec![root().join("src")];
     let mut modules = Vec::new();
@@ -148,14 +148,14 @@ fn is_platform(path: &[String]) -> bool {
     path.first().is_some_and(|first| first == "platform")
 }
 
-/// Whether a module at `from` may import `to`: where their paths part, `to` has to be declared first. A module and those
-/// that it declares may import each other.
+/// Returns whether a module at `from` may import `to`: at the first difference of their paths, `to` has to be declared
+/// first. A module and its children may import each other.
 fn points_up(from: &[String], to: &[String], declared: &BTreeMap<Vec<String>, Vec<String>>) -> bool {
     let common = from.iter().zip(to).take_while(|(one, other)| one == other).count();
     let (Some(own), Some(other)) = (from.get(common), to.get(common)) else { return true };
     let Some(siblings) = declared.get(&to[..common]) else { return true };
     let position = |name: &String| siblings.iter().position(|sibling| sibling == name);
-    // What is not declared there is an item of the parent.
+    // An undeclared name is an item of the parent.
     position(other).is_none_or(|other| position(own).is_some_and(|own| other < own))
 }
 
@@ -168,7 +168,11 @@ fn imports_follow_the_order_of_the_mod_lines() {
     for module in modules.iter().filter(|module| is_platform(&module.path)) {
         for import in &module.imports {
             let from = module.path.join("::");
-            assert!(is_platform(import), "{from} imports {}, which is not the platform's", import.join("::"));
+            assert!(
+                is_platform(import),
+                "{from} imports {}, which is not part of the platform",
+                import.join("::")
+            );
             assert!(
                 points_up(&module.path, import, &declared),
                 "{from} imports {}, which is declared below it",
@@ -193,7 +197,7 @@ fn domains_import_what_the_platform_offers_them() {
                     .and_then(|rest| rest.strip_prefix(*open))
                     .is_some_and(|rest| rest.is_empty() || rest.starts_with("::"))
             };
-            // What another domain exports is for the compiler to check.
+            // The compiler checks the exports of other domains.
             assert!(!is_platform(import) || OPEN_TO_DOMAINS.iter().any(offered), "{from} imports {name}");
         }
     }
@@ -276,7 +280,7 @@ fn a_break_of_the_layering_is_found() {
     assert_eq!(found, ["a::b", "a::c", "e", "platform::here::child::X", "platform::g::h"]);
 }
 
-/// The table of docs/settings.md, generated from the comments of `default.toml`.
+/// Generates the table of docs/settings.md from the comments of `default.toml`.
 fn settings_table() -> String {
     let mut table = "| variable | default | meaning |\n|---|---|---|\n".to_owned();
     let (mut section, mut comment) = (String::new(), String::new());

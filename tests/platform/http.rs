@@ -1,9 +1,9 @@
-//! Limits, refusals and the shape of errors.
+//! Limits, rejected requests and the format of errors.
 
 use crate::support::http::Response;
 use crate::support::setup::Setup;
 
-/// Sends raw bytes; the response and whether the connection was closed after it.
+/// Sends raw bytes and returns the response and whether the connection was closed afterwards.
 fn raw(app: &crate::support::app::App, bytes: &[u8]) -> (Option<Response>, bool) {
     let mut client = app.client();
     client.write(bytes).unwrap();
@@ -36,14 +36,14 @@ fn malformed_and_ambiguous_requests_are_refused_and_their_connection_closed() {
         ("folded header", "GET / HTTP/1.1\r\nhost: a\r\nx: 1\r\n 2\r\n\r\n".into(), 400),
         ("control character", "GET / HTTP/1.1\r\nhost: a\r\nx: \u{1b}[31m\r\n\r\n".into(), 400),
         ("space before colon", "GET / HTTP/1.1\r\nhost: a\r\nx : 1\r\n\r\n".into(), 400),
-        ("more headers than we take", format!("GET / HTTP/1.1\r\nhost: a\r\n{many}\r\n"), 431),
-        ("more headers than hyper takes", format!("GET / HTTP/1.1\r\nhost: a\r\n{too_many}\r\n"), 431),
+        ("more headers than the service accepts", format!("GET / HTTP/1.1\r\nhost: a\r\n{many}\r\n"), 431),
+        ("more headers than hyper accepts", format!("GET / HTTP/1.1\r\nhost: a\r\n{too_many}\r\n"), 431),
         ("a large head", format!("GET / HTTP/1.1\r\nhost: a\r\n{large}\r\n"), 431),
         ("a long target", format!("GET /{long} HTTP/1.1\r\nhost: a\r\n\r\n"), 414),
         ("HTTP/2", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".into(), 400),
     ] {
         let (response, closed) = raw(&app, request.as_bytes());
-        // hyper closes on a preface of HTTP/2 without a word, which is a refusal too.
+        // For the HTTP/2 preface hyper closes the connection without a response.
         let status = if name == "HTTP/2" { None } else { Some(status) };
         assert_eq!(response.as_ref().map(|response| response.status), status, "{name}: {response:?}");
         assert!(closed, "{name}");
@@ -51,7 +51,7 @@ fn malformed_and_ambiguous_requests_are_refused_and_their_connection_closed() {
     assert_eq!(app.get("/health/live").status, 200);
 }
 
-/// RFC 9112 6.1: nothing behind such a request is taken for another one.
+/// RFC 9112 6.1: bytes after such a request are never parsed as another request.
 #[test]
 fn a_request_with_length_and_encoding_is_read_as_chunked_and_its_connection_closed() {
     let app = Setup::shared().workload().start();
@@ -150,7 +150,7 @@ fn assert_security_headers(response: &Response) {
 }
 
 #[test]
-fn request_ids_are_kept_when_well_formed_and_made_up_when_not() {
+fn request_ids_are_kept_when_well_formed_and_generated_otherwise() {
     let app = Setup::shared().start();
     let mut client = app.client();
     let long = "x".repeat(65);
@@ -174,11 +174,12 @@ fn a_trace_is_continued_in_log_and_response() {
 
     let response = app.client().request("GET", "/nowhere", &[("traceparent", &header)], "");
 
-    let told = response.header("traceparent").unwrap();
-    assert!(told.starts_with(&format!("00-{trace}-")) && told.ends_with("-01") && told != header, "{told}");
+    let traceparent = response.header("traceparent").unwrap();
+    assert!(traceparent.starts_with(&format!("00-{trace}-")), "{traceparent}");
+    assert!(traceparent.ends_with("-01") && traceparent != header, "{traceparent}");
     let line = app.logged("the request", |line| line["path"] == "/nowhere");
     assert_eq!(line["trace_id"], trace);
-    assert_eq!(line["span_id"], told.split('-').nth(2).unwrap());
+    assert_eq!(line["span_id"], traceparent.split('-').nth(2).unwrap());
 }
 
 #[test]

@@ -64,7 +64,7 @@ fn probes_and_scrapes_are_not_logged_at_info() {
 }
 
 #[test]
-fn a_pipe_that_nobody_reads_does_not_stop_the_service() {
+fn an_unread_pipe_does_not_stop_the_service() {
     let mut app = Setup::shared().set("LOG__BUFFER_LINES", 256).with_unread_output().start();
     let mut client = app.client();
 
@@ -118,13 +118,13 @@ fn a_line_that_violates_the_schema_is_rejected() {
         line[name] = valid;
     }
     line["field_version"] = json!(1);
-    assert!(is_rejected(line.to_string()), "a reserved name");
+    assert!(is_rejected(line.to_string()), "reserved name");
     line.as_object_mut().unwrap().remove("field_version");
     let text = line.to_string();
-    assert!(is_rejected(text.replacen('{', "{\"bytes\":12,", 1)), "a name twice");
+    assert!(is_rejected(text.replacen('{', "{\"bytes\":12,", 1)), "duplicate name");
     assert!(is_rejected(text.replacen('}', "", 1)), "truncated");
     assert!(
         std::panic::catch_unwind(|| nginx_line(&text)).is_err(),
-        "a line of the service is no line of nginx"
+        "a line of the service must not pass as a line of nginx"
     );
 }

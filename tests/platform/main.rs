@@ -1,9 +1,9 @@
-//! What the platform answers: the real binary on real servers.
+//! Responses of the platform: the real binary on real servers.
 #![expect(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
 #![expect(clippy::print_stdout, reason = "tests print what they measured")]
 
 #[path = "../support/mod.rs"]
-#[expect(dead_code, reason = "some of it is for the other test binary")]
+#[expect(dead_code, reason = "part of the module is for the other test binary")]
 mod support;
 
 mod config;

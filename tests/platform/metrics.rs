@@ -52,7 +52,7 @@ fn requests_are_counted_by_method_route_and_code() {
     assert_eq!(app.metric("dependency_up{dependency=\"postgres\"}"), 1.0);
     assert!(app.metric("http_connections_accepted_total") >= 2.0);
     assert!(app.metric("process_open_fds") > 5.0);
-    // The scrape itself.
+    // The scrape itself is counted too.
     assert_eq!(app.metric("http_requests_in_flight"), 1.0);
 }
 

@@ -1,4 +1,4 @@
-//! What the rules, the dashboards, their tests and the runbook have to agree on with the service and with each other.
+//! Consistency of rules, dashboards, alert tests and runbook with the service and with each other.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -16,7 +16,7 @@ fn read(path: &str) -> String {
     fs::read_to_string(PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()
 }
 
-/// Values of `key` in a file of rules; a value may go on in the lines below, further to the right.
+/// Returns the values of `key` in a rule file. A value may continue on the next lines with deeper indentation.
 fn values(text: &str, key: &str) -> Vec<String> {
     let mut values = Vec::new();
     let mut lines = text.lines().peekable();
@@ -34,7 +34,7 @@ fn values(text: &str, key: &str) -> Vec<String> {
     values
 }
 
-/// Every string behind a key `expr`.
+/// Collects every string with the key `expr`.
 fn collect_expressions(value: &Value, found: &mut Vec<String>) {
     match value {
         Value::Object(map) => {
@@ -46,13 +46,13 @@ fn collect_expressions(value: &Value, found: &mut Vec<String>) {
     }
 }
 
-/// Removes what stands between `open` and `close`.
+/// Removes the text between `open` and `close`.
 fn without(text: &str, open: char, close: char) -> String {
     let parts = text.split(open).enumerate();
     parts.map(|(n, part)| if n == 0 { part } else { part.split_once(close).unwrap().1 }).collect()
 }
 
-/// Names of the metrics in an expression: what is no number, no word of the language and no function.
+/// Returns the metric names in an expression: everything except numbers, keywords and functions.
 fn metrics(expression: &str) -> BTreeSet<String> {
     const WORDS: [&str; 6] = ["and", "or", "unless", "bool", "offset", "ignoring"];
     let mut text = without(&without(expression, '{', '}'), '[', ']');
@@ -92,7 +92,7 @@ fn rules_and_dashboards_ask_for_metrics_that_exist() {
         lines.map(|line| line.split(['{', ' ']).next().unwrap().to_owned()).collect();
     let rules = RULES.map(read).concat();
     known.extend(values(&rules, "record"));
-    // Prometheus's own.
+    // Metrics of Prometheus itself.
     let own = ["up", "scrape_duration_seconds", "ALERTS", "prometheus_rule_evaluation_failures_total"];
     known.extend(own.map(ToOwned::to_owned));
 
@@ -102,7 +102,7 @@ fn rules_and_dashboards_ask_for_metrics_that_exist() {
     }
     let asked: BTreeSet<_> = expressions.iter().flat_map(|expression| metrics(expression)).collect();
 
-    println!("{} expressions ask for {} metrics", expressions.len(), asked.len());
+    println!("{} expressions use {} metrics", expressions.len(), asked.len());
     assert!(expressions.len() > 80 && asked.len() > 40, "{asked:?}");
     let unknown: Vec<_> = asked.difference(&known).collect();
     assert!(unknown.is_empty(), "{unknown:?}");
@@ -155,7 +155,7 @@ fn every_alert_is_fired_kept_quiet_and_explained() {
         let section = section.split("\n## ").next().unwrap();
         assert!(section.len() > 200, "{alert}");
     }
-    // Nothing is explained that does not exist.
+    // The runbook has no sections for alerts that do not exist.
     let sections = runbook.lines().filter_map(|line| line.strip_prefix("## "));
     for section in sections.filter(|section| !section.contains(' ')) {
         assert!(alerts.iter().any(|alert| alert == section), "{section}");

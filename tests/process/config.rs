@@ -1,4 +1,4 @@
-//! Settings and secrets: all problems are reported together (G12), any text works as a secret (G11), and no output
+//! Configuration and secrets: all errors are reported together (G12), any text works as a secret (G11), and no output
 //! contains a secret (G10).
 
 use std::fs;
@@ -52,7 +52,7 @@ fn five_faults_give_five_lines_before_anything_is_connected() {
         assert!(!stderr.contains("s3cr3t"));
         worst = worst.max(time);
     }
-    println!("five problems reported within {worst:?}");
+    println!("five errors reported within {worst:?}");
     assert!(worst < Duration::from_millis(200));
 }
 
@@ -164,7 +164,7 @@ fn no_secret_is_in_any_output() {
         url::form_urlencoded::byte_serialize(PASSWORD.as_bytes()).collect::<String>(),
         servers::postgres().port
     );
-    // Everything that is logged, a run with failing logins, panics, and all that is answered.
+    // Covers the trace log, a run with failing logins, panics, and all responses.
     let faulty = Setup::shared()
         .workload()
         .set("LOG__LEVEL", "trace")
@@ -191,7 +191,7 @@ fn no_secret_is_in_any_output() {
     for mut app in [faulty, refused] {
         app.signal(Signal::TERM);
         app.wait(Duration::from_secs(20));
-        // The access log has the path that the client sent; everything else must not.
+        // Only the access log contains the path that the client sent.
         let lines: Vec<_> = app.lines().into_iter().filter(|line| !line.contains("/panic/c4nary")).collect();
         assert!(lines.len() > 5, "{lines:?}");
         assert_no_canary(&lines.join("\n"));

@@ -1,5 +1,5 @@
-//! What is never lost, doubled or wrong: writes whose client leaves (G4) or whose service is killed (G41), and answers
-//! from the cache (G40).
+//! Nothing is lost, duplicated or wrong: writes whose client disconnects (G4) or whose service is killed (G41), and
+//! responses from the cache (G40).
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,18 +19,18 @@ use crate::support::{Random, eventually, repeatedly};
 
 const SEED: u64 = 1;
 
-/// What became of writes without a transaction of their own, after other clients had left in the middle of theirs.
+/// The fate of writes without a transaction, after other clients disconnected during their transactions.
 pub struct Writes {
     pub answered: usize,
     pub seen: usize,
     pub app: App,
 }
 
-/// 100 clients leave `path` at random points, then 50 rows are written one by one. A session that was left in a
-/// transaction would take them in and never commit, unless a later transaction has ended it: hence 16 of them.
+/// 100 clients disconnect from `path` at random points; then 50 rows are written one by one. A session left in a
+/// transaction would never commit these rows, unless a later transaction ends it: hence a pool of 16.
 pub fn leave_and_write(setup: Setup, path: &str) -> Writes {
     let postgres = servers::postgres();
-    // Each message takes its time, so that clients leave during each of them, `begin` above all.
+    // Each message is delayed, so that clients disconnect during each of them, above all during `begin`.
     let proxy = Proxy::to(postgres.port);
     let app = setup.set("DATABASE__MAX_CONNECTIONS", 16).set("DATABASE__PORT", proxy.port).start();
     proxy.set(Fault::Delay(Duration::from_millis(10)));
@@ -63,7 +63,7 @@ fn rows(app: &App) -> usize {
 fn a_client_that_leaves_does_not_break_a_later_request() {
     let mut writes = leave_and_write(Setup::shared().workload(), "/naive/3");
 
-    println!("seed {SEED}: after 100 clients left, {} of 50 writes are there", writes.seen);
+    println!("seed {SEED}: after 100 clients disconnected, {} of 50 writes exist", writes.seen);
     assert_eq!((writes.answered, writes.seen), (50, 50));
     assert!(writes.app.is_running());
 }
@@ -72,9 +72,9 @@ fn a_client_that_leaves_does_not_break_a_later_request() {
 fn a_transaction_survives_its_client() {
     let mut writes = leave_and_write(Setup::shared().workload(), "/transaction/3");
 
-    // A client may leave before its request has been read.
+    // A client may disconnect before the service has read its request.
     let committed = rows(&writes.app) - writes.seen;
-    println!("seed {SEED}: 100 clients left, {committed} transactions committed");
+    println!("seed {SEED}: 100 clients disconnected, {committed} transactions committed");
     assert_eq!((writes.answered, writes.seen), (50, 50));
     assert!((90..=100).contains(&committed), "{committed}");
     assert!(writes.app.is_running());
@@ -83,7 +83,7 @@ fn a_transaction_survives_its_client() {
 const CRASHES: usize = 100;
 const WRITERS: usize = 4;
 
-/// A client that writes over crashes.
+/// A client that keeps writing across crashes.
 #[derive(Default)]
 pub struct Writer {
     pub sent: usize,
@@ -109,8 +109,8 @@ impl Writer {
 
 type Send = fn(&mut Client, &str) -> Option<Response>;
 
-/// 100 times kill -9 at a random point while four clients `send` one write after the other, with the `text` for the
-/// next one of a client. Returns the texts that were acknowledged, in order.
+/// Sends kill -9 100 times at random points while four clients `send` one write after the other; `text` returns the text of
+/// a client's next write. Returns the acknowledged texts in order.
 pub fn crash(setup: &Setup, text: impl Fn(usize, &Writer) -> String + Sync, send: Send) -> Vec<String> {
     let seed = 41_u64;
     let mut random = Random(seed);
@@ -130,7 +130,7 @@ pub fn crash(setup: &Setup, text: impl Fn(usize, &Writer) -> String + Sync, send
                 scope.spawn(move || writer.lock().unwrap().write(app, stop, text, send));
             }
             repeatedly(Duration::from_millis(20 + random.below_power(8)), || {});
-            // The last time everything is finished.
+            // In the last round all writes finish.
             if crash < CRASHES {
                 app.signal(Signal::KILL);
             }
@@ -143,7 +143,7 @@ pub fn crash(setup: &Setup, text: impl Fn(usize, &Writer) -> String + Sync, send
     acknowledged.sort_unstable();
     restarts.sort_unstable();
     println!(
-        "seed {seed}: {CRASHES} crashes, {} writes acknowledged; from start to ready {:?} (median), {:?} (slowest)",
+        "seed {seed}: {CRASHES} crashes, {} writes acknowledged; start to ready {:?} (median), {:?} (slowest)",
         acknowledged.len(),
         restarts[restarts.len() / 2],
         restarts.last().unwrap(),
@@ -169,9 +169,9 @@ fn after_100_crashes_every_acknowledged_write_is_there_once() {
     let mut rows = servers::postgres().sql(setup.database(), "select text from notes");
     println!("{} rows", rows.len());
     rows.sort_unstable();
-    assert!(rows.windows(2).all(|two| two[0] != two[1]), "a row twice");
-    assert!(acknowledged.iter().all(|text| rows.binary_search(text).is_ok()), "a row is missing");
-    // Each crash may hide the answer of one write of each client.
+    assert!(rows.windows(2).all(|two| two[0] != two[1]), "duplicate row");
+    assert!(acknowledged.iter().all(|text| rows.binary_search(text).is_ok()), "missing row");
+    // Each crash can hide the response of one write of each client.
     assert!(rows.len() - acknowledged.len() <= CRASHES * WRITERS, "{}", rows.len());
 }
 
@@ -203,7 +203,7 @@ fn the_cache_never_causes_a_wrong_answer() {
         assert_eq!(client.get(&path).json(), expected, "{poison:?}");
     }
 
-    // A change while Redis cannot be reached, or does not answer, must not leave the old value behind.
+    // A change must not leave the old value in the cache while Redis is unreachable or does not respond.
     for silent in [false, true] {
         let path = add_note(servers::postgres(), &app);
         let key = format!("{}:note:{}", app.database, path.rsplit('/').next().unwrap());

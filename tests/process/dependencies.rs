@@ -1,4 +1,4 @@
-//! Dependencies that are gone, frozen, silent or slow (G5-G8, G33-G35).
+//! Dependencies that are unavailable, frozen, silent or slow (G5-G8, G33-G35).
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -13,7 +13,7 @@ use crate::support::{eventually, repeatedly};
 
 const CLIENTS: usize = 4;
 
-/// Ways to lose a server: what happens to it or to the way there, and what repairs it.
+/// Ways to lose a server: a fault of the server or of the connection to it, and its repair.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Loss {
     Killed,
@@ -28,7 +28,7 @@ impl Loss {
     pub fn begin(self, server: &Server, way: &Proxy) {
         match self {
             Self::Killed | Self::Stopped => {
-                // To the other side of a proxy it would still be there.
+                // Behind a proxy the server would still accept connections.
                 way.set(Fault::Refuse);
                 server.command(if self == Self::Killed { "kill" } else { "stop" });
                 way.cut();
@@ -48,13 +48,13 @@ impl Loss {
     }
 }
 
-/// Adds a note, of which the cache knows nothing yet; its path.
+/// Adds a note that is not cached yet, and returns its path.
 pub fn add_note(postgres: &Server, app: &App) -> String {
     let id = postgres.sql(&app.database, "insert into notes (text) values ('hot') returning id::text");
     format!("/v1/notes/{}", id[0])
 }
 
-/// Waits until `/health/ready` answers `status` and `word`; how long it took.
+/// Waits until `/health/ready` returns `status` and `word`. Returns the time that this took.
 #[track_caller]
 pub fn ready_becomes(app: &App, status: u16, word: &str) -> Duration {
     let start = Instant::now();
@@ -68,7 +68,7 @@ pub fn ready_becomes(app: &App, status: u16, word: &str) -> Duration {
     }
 }
 
-/// A cached route while Redis is away.
+/// A cached route while Redis is unavailable.
 #[test]
 fn without_redis_every_request_is_answered_and_readiness_says_degraded() {
     let redis = Server::start("redis", "redis-loss");
@@ -100,7 +100,7 @@ fn without_redis_every_request_is_answered_and_readiness_says_degraded() {
         assert_eq!(failed, 0);
         assert!(report.0.len() > 500);
         assert!(report.p99(200) < calm.p99(200) + Duration::from_millis(150), "{:?}", report.p99(200));
-        // The two cores are shared with the load.
+        // The load uses the same two cores.
         assert!(report.slowest() < calm.slowest() + Duration::from_millis(250), "{:?}", report.slowest());
     }
     assert!(app.metric("cache_operations_total{operation=\"get\",outcome=\"hit\"}") > 100.0);
@@ -144,11 +144,11 @@ fn without_postgres_answers_are_quick_problem_documents_until_it_returns() {
             times[1],
         );
         assert_eq!(report.with_status(200) + refused, report.0.len());
-        // What a silent server holds may be answered after all, when it goes on in time.
+        // A silent server may still respond to pending requests if it resumes in time.
         let silent = matches!(loss, Loss::Frozen | Loss::BlackHole);
         assert!(refused > 0 || silent);
         assert_problems(&report);
-        // A silent server holds a statement until the request's time is up; an absent one only the wait for a
+        // A silent server blocks a statement until the request timeout; an absent server blocks only the wait for a
         // connection.
         let limit = if silent { 10_500 } else { 2_500 };
         assert!(report.slowest() < Duration::from_millis(limit), "{:?}", report.slowest());
@@ -158,7 +158,7 @@ fn without_postgres_answers_are_quick_problem_documents_until_it_returns() {
         );
     }
     assert!(app.is_running());
-    // Every place of the pool can be used again.
+    // Every connection of the pool is usable again.
     let mut holders: Vec<_> = (0..size as usize).map(|_| app.client()).collect();
     eventually(Duration::from_secs(5), "every connection back in the pool", || {
         let answers = holders.iter_mut().map(|client| client.get("/v1/notes").status);
@@ -179,8 +179,8 @@ fn assert_problems(report: &Report) {
     }
 }
 
-/// A server that is silent for longer than any request lives: each request ends by its time, and afterwards no place
-/// of the pool is lost.
+/// A server is silent for longer than the request timeout: each request ends by its timeout, and the pool then has all its
+/// connections.
 #[test]
 fn a_pool_is_whole_again_after_a_long_silence_and_20_other_faults() {
     let postgres = Server::start("postgres", "pool");
@@ -227,7 +227,7 @@ fn a_pool_is_whole_again_after_a_long_silence_and_20_other_faults() {
     );
     assert_eq!(report.with_status(200) + report.with_status(503) + report.with_status(500), report.0.len());
     assert!(report.slowest() < Duration::from_secs(2), "{:?}", report.slowest());
-    // Four at once, each for long enough that all four connections are needed.
+    // Four concurrent requests, each long enough that all four connections are needed.
     eventually(Duration::from_secs(5), "four usable connections", || {
         let mut clients: Vec<_> = (0..4).map(|_| app.client()).collect();
         let start = Instant::now();
@@ -258,14 +258,14 @@ fn terminated_sessions_are_replaced() {
     let failed = report.0.len() - report.with_status(200);
     println!("{terminated} sessions terminated under {} requests: {failed} failed", report.0.len());
     assert!(terminated > 10 && report.0.len() > 200);
-    // One that was in use a moment ago is not checked before its next use.
+    // A connection that was just in use is not checked before its next use.
     assert!(failed <= terminated, "{failed}");
     assert_eq!(app.get("/v1/notes").status, 200);
 }
 
 #[test]
 fn a_busy_pool_is_not_a_broken_database() {
-    // Three checks fail well within the time.
+    // Three checks fail well within this time.
     let mut app = Setup::shared()
         .workload()
         .set("DATABASE__MAX_CONNECTIONS", 2)
@@ -297,7 +297,7 @@ fn a_busy_pool_is_not_a_broken_database() {
 }
 
 #[test]
-fn liveness_asks_nobody() {
+fn liveness_checks_no_dependency() {
     let (postgres, redis) = (Server::start("postgres", "live"), Server::start("redis", "live"));
     let app = Setup::on(&postgres, &redis).start();
     postgres.command("pause");
@@ -314,7 +314,7 @@ fn liveness_asks_nobody() {
         .collect();
     times.sort_unstable();
 
-    println!("100 live probes with both dependencies frozen: p99 {:?}", times[98]);
+    println!("100 liveness probes with both dependencies frozen: p99 {:?}", times[98]);
     assert!(times[98] < Duration::from_millis(20));
     postgres.command("resume");
     redis.command("resume");
@@ -340,7 +340,7 @@ fn probes_cost_the_same_however_many_there_are() {
     assert!(checks <= seconds / 2.0 + 1.0, "{checks}");
 }
 
-/// Hysteresis on the real prober: a way to PostgreSQL that is cut at every third check.
+/// Hysteresis of the real monitor: every third check of PostgreSQL is cut.
 #[test]
 fn a_check_lost_now_and_then_changes_nothing() {
     let proxy = Proxy::to(servers::postgres().port);
@@ -360,6 +360,6 @@ fn a_check_lost_now_and_then_changes_nothing() {
     }
 
     let lost = app.log().iter().filter(|line| line["message"] == "dependency is down").count();
-    println!("10 of {} checks lost: {lost} times down", checks());
+    println!("10 of {} checks lost: {lost} times reported down", checks());
     assert_eq!(lost, 0);
 }

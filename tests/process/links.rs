@@ -1,4 +1,4 @@
-//! EXAMPLE DOMAIN: goes with src/links.
+//! EXAMPLE DOMAIN: belongs to src/links.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use crate::support::proxy::{Fault, Proxy};
 use crate::support::servers;
 use crate::support::setup::Setup;
 
-/// What is not acknowledged is sent again with its key (G41).
+/// A client repeats unacknowledged requests with the same key (G41).
 #[test]
 fn after_100_crashes_every_link_that_was_sent_with_a_key_is_there_once() {
     let setup = Setup::shared();
@@ -31,7 +31,7 @@ fn after_100_crashes_every_link_that_was_sent_with_a_key_is_there_once() {
     assert_eq!(rows, acknowledged);
 }
 
-/// The cache cannot lead elsewhere (G40).
+/// A poisoned cache cannot redirect a link (G40).
 #[test]
 fn whatever_the_cache_holds_a_link_leads_where_it_should() {
     let way = Proxy::to(servers::redis().port);
@@ -51,7 +51,7 @@ fn whatever_the_cache_holds_a_link_leads_where_it_should() {
         }
     }
 
-    // A change while Redis cannot be reached must not leave the old target behind.
+    // A change must not leave the old target in the cache while Redis is unreachable.
     redis::cmd("DEL").arg(&key).query::<()>(&mut direct).unwrap();
     follow(&mut client);
     let cached: String = redis::cmd("GET").arg(&key).query(&mut direct).unwrap();

@@ -1,4 +1,4 @@
-//! Migrations that meet each other, fail, are killed, or are ahead of the release (G19, G20).
+//! Migrations that run concurrently, fail, are killed, or are ahead of the release (G19, G20).
 
 use std::process::{Child, Output};
 use std::time::{Duration, Instant};
@@ -9,7 +9,7 @@ use crate::support::servers;
 use crate::support::setup::Setup;
 use crate::support::{Random, eventually, repeatedly};
 
-/// Makes each statement that changes the schema of `database` wait for `seconds` first.
+/// Delays each statement that changes the schema of `database` by `seconds`.
 fn slow_down(database: &str, seconds: f64) {
     servers::postgres().sql(
         database,
@@ -34,7 +34,7 @@ fn succeeded(output: &Output) -> bool {
     true
 }
 
-/// Sessions and advisory locks of others in `database`.
+/// Returns the sessions and advisory locks of other clients in `database`.
 fn leftovers(database: &str) -> Vec<String> {
     let sessions = "select pid::text from pg_stat_activity
                     where datname = current_database() and pid <> pg_backend_pid()
@@ -44,7 +44,7 @@ fn leftovers(database: &str) -> Vec<String> {
 }
 
 #[test]
-fn of_eight_at_once_one_applies_and_all_succeed() {
+fn of_eight_concurrent_migrations_one_applies_and_all_succeed() {
     let setup = Setup::shared().workload();
     slow_down(setup.database(), 0.05);
 
@@ -52,7 +52,7 @@ fn of_eight_at_once_one_applies_and_all_succeed() {
     let runners: Vec<_> = (0..8).map(|_| spawn(&setup)).collect();
     let outputs: Vec<_> = runners.into_iter().map(|runner| runner.wait_with_output().unwrap()).collect();
 
-    println!("eight runners at once: all done after {:?}", start.elapsed());
+    println!("eight concurrent migrations: all done after {:?}", start.elapsed());
     assert!(outputs.iter().all(succeeded));
     let applied = "select count(*)::text from _sqlx_migrations where success";
     assert_eq!(servers::postgres().sql(setup.database(), applied), ["1"]);
@@ -62,9 +62,9 @@ fn of_eight_at_once_one_applies_and_all_succeed() {
 }
 
 #[test]
-fn one_that_fails_leaves_no_lock_and_can_be_run_again() {
+fn a_failed_migration_leaves_no_lock_and_can_be_run_again() {
     let setup = Setup::shared().workload();
-    // In the way of the migration that creates it, after another one.
+    // The migration fails at this table, after it has created another one.
     servers::postgres().sql(setup.database(), "create table rows (id bigint)");
 
     let output = setup.command(&["migrate"]).output().unwrap();
@@ -76,13 +76,13 @@ fn one_that_fails_leaves_no_lock_and_can_be_run_again() {
         leftovers(setup.database()).is_empty().then_some(())
     });
     let notes = "select 1::text from pg_tables where tablename = 'notes'";
-    assert!(servers::postgres().sql(setup.database(), notes).is_empty(), "half of it was applied");
+    assert!(servers::postgres().sql(setup.database(), notes).is_empty(), "the migration was applied in part");
     servers::postgres().sql(setup.database(), "drop table rows");
     setup.migrate();
 }
 
 #[test]
-fn one_behind_a_stuck_one_gives_up_and_says_why() {
+fn a_migration_behind_a_stuck_one_gives_up_and_reports_why() {
     let setup = Setup::shared().workload().set("DATABASE__LOCK_TIMEOUT", "500ms");
     slow_down(setup.database(), 30.0);
     let mut stuck = spawn(&setup);
@@ -101,20 +101,20 @@ fn one_behind_a_stuck_one_gives_up_and_says_why() {
     assert!(log.contains("another migration holds the lock"), "{log}");
     assert!(gave_up < Duration::from_secs(2), "{gave_up:?}");
 
-    // Nobody finishes the work of one that was killed.
+    // A killed migration has to release its lock.
     stuck.kill().unwrap();
     stuck.wait().unwrap();
     let start = Instant::now();
     eventually(Duration::from_secs(5), "nothing left", || {
         leftovers(setup.database()).is_empty().then_some(())
     });
-    println!("gave up after {gave_up:?}; {:?} after kill -9 the lock was free", start.elapsed());
+    println!("gave up after {gave_up:?}; the lock was free {:?} after kill -9", start.elapsed());
     speed_up(setup.database());
     setup.migrate();
 }
 
 #[test]
-fn killed_half_way_ten_times_it_still_arrives() {
+fn a_migration_killed_ten_times_still_completes() {
     let setup = Setup::shared().workload();
     slow_down(setup.database(), 0.05);
     let seed = 20_261_121_u64;
@@ -135,7 +135,7 @@ fn killed_half_way_ten_times_it_still_arrives() {
         leftovers(setup.database()).is_empty().then_some(())
     });
 
-    println!("seed {seed}: 10 runs, {killed} killed half-way, {refused} failed");
+    println!("seed {seed}: 10 runs, {killed} killed, {refused} failed");
     assert!(killed >= 3, "{killed}");
     assert_eq!(refused, 0);
     setup.migrate();
@@ -144,7 +144,7 @@ fn killed_half_way_ten_times_it_still_arrives() {
     assert!(app.is_running());
 }
 
-/// What a deploy and a rollback need: this release on the schema of the next one, which only adds to it.
+/// A deploy and a rollback need this: the release runs on the schema of the next one, which only adds to it.
 #[test]
 fn this_release_runs_on_the_schema_of_the_next() {
     let setup = Setup::shared().workload();
@@ -170,5 +170,5 @@ fn this_release_runs_on_the_schema_of_the_next() {
     assert_eq!(read.json()["text"], "kept");
     assert_eq!(app.get("/health/ready").status, 200);
     assert!(app.is_running());
-    println!("four kinds of requests served on a schema that is one release ahead");
+    println!("four kinds of requests served on a schema one release ahead");
 }

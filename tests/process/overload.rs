@@ -1,5 +1,5 @@
-//! More work than there is room for, clients that misbehave, descriptors that run out, and panics (G9, G13, G21, G25 to
-//! G28): each is refused, cut or answered soon, and everybody else is served as always.
+//! Overload, misbehaving clients, exhausted descriptors and panics (G9, G13, G21, G25 to G28): each is rejected, cut or
+//! answered soon, and other clients are not affected.
 
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
@@ -13,7 +13,7 @@ use crate::support::{eventually, free_port, repeatedly};
 
 const PLACES: usize = 4;
 
-/// Ten times the capacity, offered for 15 seconds, of which the first is left out: it is a burst to the service.
+/// Ten times the capacity for 15 seconds; the first second is excluded, because it is a burst.
 pub struct Overload {
     pub unloaded: Duration,
     pub capacity: f64,
@@ -25,8 +25,8 @@ pub struct Overload {
     pub recovery: Duration,
 }
 
-/// Each request holds a connection to PostgreSQL for 50 ms, and there are four: what is beyond the capacity is not the
-/// processor, which the clients share, but the service's own limit.
+/// Each request holds one of four connections to PostgreSQL for 50 ms. So the bottleneck is the limit of the service, not the
+/// CPU, which the clients share.
 pub fn overload(app: &App) -> Overload {
     const TIME: Duration = Duration::from_secs(15);
     let load = Load::post(app.address, "/naive/50");
@@ -113,7 +113,7 @@ fn at_ten_times_its_capacity_the_service_does_nine_tenths_of_its_work_as_quickly
 fn a_full_service_refuses_soon_and_stays_healthy() {
     let app = Setup::shared().workload().set("HTTP__MAX_IN_FLIGHT", 4).start();
     let mut inside: Vec<_> = (0..4).map(|_| busy(&app, "/sleep/3000")).collect();
-    eventually(Duration::from_secs(2), "a full house", || {
+    eventually(Duration::from_secs(2), "a full service", || {
         (app.metric("http_requests_in_flight") == 5.0).then_some(())
     });
 
@@ -121,7 +121,7 @@ fn a_full_service_refuses_soon_and_stays_healthy() {
     let refused = app.get("/sleep/0");
     let time = start.elapsed();
 
-    println!("refused after {time:?}");
+    println!("rejected after {time:?}");
     assert_eq!((refused.status, refused.header("retry-after")), (503, Some("1")));
     assert!(time < Duration::from_millis(300), "{time:?}");
     assert_eq!(app.get("/health/live").status, 200);
@@ -138,7 +138,7 @@ fn a_burst_waits_for_its_turn() {
 
     let mut burst: Vec<_> = (0..16).map(|_| busy(&app, "/sleep/100")).collect();
 
-    // Four at a time: the last ones wait for 300 ms.
+    // Four at a time: the last request waits for 300 ms.
     assert!(burst.iter_mut().all(|client| client.read_response(false).unwrap().status == 200));
     assert_eq!(app.metric("http_requests_shed_total"), 0.0);
 }
@@ -167,10 +167,10 @@ fn clients_that_send_slowly_or_nothing_are_cut() {
     }
 
     let dribbled = start.elapsed();
-    println!("dribbled {sent} bytes until it was cut after {dribbled:?}");
+    println!("trickled {sent} bytes, cut after {dribbled:?}");
     assert!(dribbled < limit, "{dribbled:?}");
     for client in [&mut silent, &mut partial, &mut idle] {
-        // All were cut in the meantime.
+        // All of these clients have been cut by now.
         assert!(closed_after(client, Instant::now()) < Duration::from_millis(100));
     }
 }
@@ -184,7 +184,7 @@ fn unfinished_large_heads_cost_little_memory() {
     let mut clients: Vec<_> = (0..300)
         .map(|_| {
             let mut client = app.client();
-            // The service may close before it has all of it, which is the point.
+            // The service may close the connection first, which is the point.
             let _ = client.write(head.as_bytes());
             client
         })
@@ -218,7 +218,7 @@ fn a_body_without_an_end_is_cut_and_costs_little_memory() {
     assert!(sent < 32 << 20, "{sent}");
     assert!(growth < 16 * 1024, "{growth}");
 
-    // 200 MB of zeros in 200 KB, as a decompressor would see it; here it is only bytes that are not JSON.
+    // 200 MB of zeros in 200 KB of gzip. The service does not decompress: to it these bytes are invalid JSON.
     let mut bomb = vec![0x78, 0x9c];
     bomb.resize(200_000, 0);
     let mut client = app.client();
@@ -248,7 +248,7 @@ fn the_number_of_connections_is_limited_and_the_rest_waits() {
     println!("{open} connections accepted of 500");
     assert!(open <= 100);
     clients.drain(..99);
-    eventually(Duration::from_secs(1), "a place", || {
+    eventually(Duration::from_secs(1), "a free slot", || {
         clients[0].try_request("GET", "/health/live", &[], "").map(|answer| assert_eq!(answer.status, 200))
     });
     assert!(app.is_running());
@@ -277,7 +277,7 @@ fn half_bodies_slow_readers_and_slow_handlers_are_bounded() {
     }
     println!("half a body and a slow handler ended after {:?}", start.elapsed());
     drop((half, slow));
-    // Besides the connection that asks.
+    // Excludes the connection of the scrape.
     let others = |count: f64| (app.metric("http_connections_open") == count + 1.0).then_some(());
     eventually(Duration::from_secs(3), "no other connection", || others(0.0));
 
@@ -285,7 +285,7 @@ fn half_bodies_slow_readers_and_slow_handlers_are_bounded() {
     eventually(Duration::from_secs(3), "the unread response", || others(1.0));
     let start = Instant::now();
     eventually(Duration::from_secs(3), "the end of the unread response", || others(0.0));
-    println!("a response that nobody reads ended after {:?}", start.elapsed());
+    println!("an unread response ended after {:?}", start.elapsed());
 }
 
 #[test]
@@ -334,7 +334,7 @@ fn with_64_descriptors_and_200_clients_probes_are_answered_and_recovery_is_quick
     });
 
     println!(
-        "200 clients, {open} of 64 descriptors open: slowest probe {slowest:?}, answered {:?} after they left",
+        "200 clients, {open} of 64 descriptors open: slowest probe {slowest:?}, recovered {:?} after they disconnected",
         left.elapsed()
     );
     assert!(slowest < Duration::from_secs(1));
@@ -352,7 +352,7 @@ fn a_panic_anywhere_is_answered_counted_and_logged() {
         assert_eq!(answer.json()["request_id"].as_str(), answer.header("x-request-id"));
         assert!(!answer.body.contains("secret") && !answer.body.contains("literal"), "{answer:?}");
     }
-    // The response has begun: all that is left is to cut it.
+    // The response has begun, so the service can only cut the connection.
     let mut client = app.client();
     client.write(b"GET /panic-in-body HTTP/1.1\r\nhost: a\r\n\r\n").unwrap();
     assert!(client.is_closed());

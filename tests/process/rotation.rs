@@ -1,4 +1,4 @@
-//! Passwords that change under load (G31): no request fails, and nothing is restarted.
+//! Passwords that change under load (G31): no request fails, and no restart is needed.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -12,11 +12,11 @@ use crate::support::servers::Server;
 use crate::support::setup::Setup;
 use crate::support::{eventually, repeatedly};
 
-/// An unoptimised build under full load takes seconds for a login.
+/// A debug build under full load takes seconds for a login.
 const LIMIT: Duration = Duration::from_secs(20);
 
-/// A volume as Kubernetes makes it: `postgres` and `redis` lead through the link `..data` into the folder of a version,
-/// and one rename changes both.
+/// A Kubernetes volume: `postgres` and `redis` resolve through the link `..data` to the folder of a version, so one rename
+/// changes both.
 struct Volume {
     folder: tempfile::TempDir,
     version: u32,
@@ -48,7 +48,7 @@ impl Volume {
     }
 }
 
-/// Servers with a role `service` besides the one that the tests use.
+/// Servers with an additional role `service`.
 struct Servers {
     postgres: Server,
     redis: Server,
@@ -71,7 +71,7 @@ impl Servers {
         command.query::<()>(&mut self.admin).unwrap();
     }
 
-    /// Ends every session of the service.
+    /// Terminates every session of the service.
     fn disconnect(&mut self) {
         let terminate =
             "select pg_terminate_backend(pid)::text from pg_stat_activity where usename = 'service'";
@@ -89,17 +89,17 @@ fn start(servers: &Servers, postgres: &Path, redis: &Path) -> App {
         .set("REDIS__USER", "service")
         .set("REDIS__PASSWORD_FILE", redis.display())
         .set("DATABASE__MAX_CONNECTIONS", 4)
-        // Sessions are replaced all the time.
+        // Sessions are renewed continuously.
         .set("DATABASE__SESSION_LIFETIME", "1s")
         .set("SECRETS__RELOAD_INTERVAL", "200ms")
-        // Without the access log, which the tests would have to read again and again.
+        // No access log, which the tests would have to parse repeatedly.
         .set("LOG__LEVEL", "warn,app=debug")
         .start();
     add_note(&servers.postgres, &app);
     app
 }
 
-/// How often the credentials of each dependency have been found to work.
+/// Returns how often the credentials of each dependency have been validated.
 fn in_use(app: &App) -> [usize; 2] {
     let lines = app.log();
     ["postgres", "redis"].map(|dependency| {
@@ -119,12 +119,12 @@ fn passwords_change_under_load_and_no_request_fails() {
     let (mut slowest, mut requests, mut failed) = (Duration::ZERO, 0, 0);
 
     for path in ["/v1/notes", "/v1/notes/1"] {
-        // More clients than there are sessions.
+        // More clients than sessions.
         let report = Load::get(app.address, path).closed(8, || {
             for round in 0..3 {
                 let password = format!("{path} {round}");
                 servers.set_password(&password);
-                // It takes up to a minute until Kubernetes has changed the files.
+                // Kubernetes takes up to a minute to update the files.
                 repeatedly(Duration::from_secs(2), || {});
                 let before = in_use(&app);
                 volume.swap(&password);
@@ -141,16 +141,16 @@ fn passwords_change_under_load_and_no_request_fails() {
     }
 
     println!(
-        "6 rotations of both passwords under {requests} requests: {failed} failed; in use {slowest:?} after the file"
+        "6 rotations of both passwords under {requests} requests: {failed} failed; in use {slowest:?} after the file changed"
     );
     assert_eq!(failed, 0);
-    // A session that is lost while no new one can be made: the others do its work.
+    // One session is lost while no new session can be opened: the others do its work.
     servers.set_password("unknown to the service");
-    // Not that of the health check, which never works on notes.
+    // Excludes the session of the health check, which never queries notes.
     let one = "select pg_terminate_backend(pid)::text from pg_stat_activity where usename = 'service'
                and query like '%from notes%' limit 1";
-    // At a rate that leaves time for the logins that are tried: a build without optimisation, with all clients at once, takes
-    // longer for one than a request waits.
+    // The rate leaves time for trial logins: in a debug build with all clients active, a login takes longer than a request
+    // may wait.
     let report = Load::get(app.address, "/v1/notes").open(400, || {
         eventually(LIMIT, "a session to lose", || {
             (servers.postgres.sql("app", one).len() == 1).then_some(())
@@ -158,14 +158,14 @@ fn passwords_change_under_load_and_no_request_fails() {
         repeatedly(Duration::from_secs(3), || {});
     });
     let failed = report.0.len() - report.with_status(200);
-    println!("one session lost while logins were refused: {failed} of {} requests failed", report.0.len());
+    println!("one session lost while logins failed: {failed} of {} requests failed", report.0.len());
     assert!(failed <= 1, "{failed}");
     assert_eq!(app.metric("credentials_valid{dependency=\"postgres\"}"), 0.0);
     volume.swap("unknown to the service");
     eventually(LIMIT, "valid again", || {
         (app.metric("credentials_valid{dependency=\"postgres\"}") == 1.0).then_some(())
     });
-    // It is the new passwords that connections are made with.
+    // New connections use the new passwords.
     servers.disconnect();
     eventually(LIMIT, "new sessions", || (app.get("/v1/notes").status == 200).then_some(()));
     ready_becomes(&app, 200, "ready");
@@ -176,7 +176,7 @@ fn passwords_change_under_load_and_no_request_fails() {
 }
 
 #[test]
-fn a_password_that_does_not_work_is_told_and_not_used() {
+fn a_password_that_does_not_work_is_reported_and_not_used() {
     let mut servers = Servers::start("rotation-refused");
     servers.set_password("c4nary-first");
     let folder = tempfile::tempdir().unwrap();
@@ -184,19 +184,19 @@ fn a_password_that_does_not_work_is_told_and_not_used() {
     files.iter().for_each(|file| fs::write(file, "c4nary-first").unwrap());
     let mut app = start(&servers, &files[0], &files[1]);
     let valid = |dependency: &str| app.metric(&format!("credentials_valid{{dependency=\"{dependency}\"}}"));
-    let told = || {
-        let told =
+    let reports = || {
+        let is_report =
             |line: &serde_json::Value| line["problem"].as_str().is_some_and(|p| p.starts_with("postgres: "));
-        app.log().iter().filter(|line| told(line)).count()
+        app.log().iter().filter(|line| is_report(line)).count()
     };
 
-    // In place, as compose and people do it.
+    // In place, as compose and administrators replace files.
     let report = Load::get(app.address, "/v1/notes").closed(8, || {
         files.iter().for_each(|file| fs::write(file, "c4nary-wrong").unwrap());
         eventually(LIMIT, "refused", || {
-            (valid("postgres") == 0.0 && valid("redis") == 0.0 && told() > 0).then_some(())
+            (valid("postgres") == 0.0 && valid("redis") == 0.0 && reports() > 0).then_some(())
         });
-        // Half written, empty, gone.
+        // Half written, empty, missing.
         files.iter().for_each(|file| fs::write(file, "").unwrap());
         eventually(LIMIT, "an empty file", || {
             app.log()
@@ -218,7 +218,7 @@ fn a_password_that_does_not_work_is_told_and_not_used() {
         report.with_status(200)
     );
     assert_eq!(report.with_status(200), report.0.len());
-    // The login that works goes on being used, for new sessions too.
+    // The working login stays in use, for new sessions too.
     files.iter().for_each(|file| fs::write(file, "c4nary-wrong again").unwrap());
     eventually(LIMIT, "refused", || (valid("postgres") == 0.0 && valid("redis") == 0.0).then_some(()));
     servers.disconnect();
@@ -230,13 +230,13 @@ fn a_password_that_does_not_work_is_told_and_not_used() {
         (hits() > before).then_some(())
     });
     assert_eq!((valid("postgres"), valid("redis")), (0.0, 0.0));
-    // Once, not each time that the file was read.
-    assert_eq!(told(), 2);
+    // Reported once, not each time that the file is read.
+    assert_eq!(reports(), 2);
     assert!(!app.lines().iter().any(|line| line.contains("c4nary")));
     assert!(app.is_running());
 }
 
-/// The path of a file says nothing about which setting it belongs to.
+/// The path of a file does not determine which setting it belongs to.
 #[test]
 fn a_problem_of_redis_does_not_stop_the_rotation_of_postgres() {
     let mut servers = Servers::start("rotation-path");

@@ -1,4 +1,4 @@
-//! Shutdown (G1-G3, G22-G24): nothing lost, always over by its deadline, and honest about it.
+//! Shutdown (G1-G3, G22-G24): nothing is lost, the deadline holds, and aborted work is reported.
 
 use std::time::{Duration, Instant};
 
@@ -10,7 +10,7 @@ use crate::support::load::Load;
 use crate::support::setup::Setup;
 use crate::support::{eventually, servers};
 
-/// Short times in the order of the real ones: 1 s from the signal to the deadline, or a little more.
+/// Short timeouts in the same order as the defaults: about 1 s from the signal to the deadline.
 fn quick() -> Setup {
     Setup::shared()
         .set("DATABASE__LOCK_TIMEOUT", "300ms")
@@ -20,7 +20,7 @@ fn quick() -> Setup {
         .set("SHUTDOWN__DRAIN_TIMEOUT", "2s")
 }
 
-/// Sums over terminations, each under 32 clients that open a connection for each request.
+/// Totals over terminations, each under 32 clients that open a connection per request.
 pub struct Terminations {
     pub answered: usize,
     pub failed: usize,
@@ -41,7 +41,7 @@ pub fn terminate(count: usize, start: impl Fn() -> App) -> Terminations {
             sums.codes.push(status.code());
             sums.slowest = sums.slowest.max(time);
         });
-        assert!(report.refused() > 0, "the clients went on after the end");
+        assert!(report.refused() > 0, "the clients have to continue after the exit");
         for refusal in report.answers().filter(|answer| answer.status != 200) {
             println!("{} {}", refusal.status, refusal.body);
         }
@@ -84,7 +84,7 @@ fn no_accepted_request_is_lost_in_100_terminations_under_32_clients() {
     assert_eq!((sums.failed, sums.lost), (0, 0));
 }
 
-/// Brings a connection into a state, in which it then gets a shutdown.
+/// Brings a connection into a state before the shutdown.
 type State = fn(&App) -> Client;
 
 pub fn sent(app: &App, bytes: &[u8]) -> Client {
@@ -94,7 +94,7 @@ pub fn sent(app: &App, bytes: &[u8]) -> Client {
 }
 
 #[test]
-fn whatever_the_clients_do_the_exit_comes_by_the_deadline_and_tells_what_was_cut() {
+fn whatever_the_clients_do_the_service_exits_by_the_deadline_and_reports_cut_connections() {
     let states: [(&str, State, i32, u64); 8] = [
         ("connected, nothing sent", |app| app.client(), 0, 1000),
         ("part of a request line", |app| sent(app, b"GET /heal"), 0, 2500),
@@ -144,7 +144,7 @@ fn whatever_the_clients_do_the_exit_comes_by_the_deadline_and_tells_what_was_cut
 }
 
 #[test]
-fn readiness_falls_at_once_while_new_connections_are_served_for_the_delay() {
+fn readiness_fails_immediately_while_new_connections_are_served_for_the_delay() {
     let delay = Duration::from_secs(2);
     let mut app = Setup::shared().workload().set("SHUTDOWN__READY_DELAY", "2s").start();
     let mut kept = app.client();
@@ -195,7 +195,7 @@ fn a_request_in_progress_is_finished_and_its_row_written() {
 }
 
 #[test]
-fn a_second_signal_ends_it_at_once() {
+fn a_second_signal_ends_the_drain_immediately() {
     let mut app = Setup::shared().set("SHUTDOWN__READY_DELAY", "5s").start();
 
     app.terminate();
@@ -209,8 +209,8 @@ fn a_second_signal_ends_it_at_once() {
 }
 
 #[test]
-fn a_signal_during_start_up_is_obeyed() {
-    // A server that takes connections and says nothing.
+fn a_signal_during_startup_ends_the_service() {
+    // A server that accepts connections and sends nothing.
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = silent.local_addr().unwrap().port();
     let setup = || Setup::shared().set("DATABASE__PORT", port).set("REDIS__PORT", port);
@@ -221,7 +221,7 @@ fn a_signal_during_start_up_is_obeyed() {
     app.terminate();
     let (status, time) = app.wait(Duration::from_secs(5));
 
-    println!("exit {:?} {time:?} after a signal during start-up", status.code());
+    println!("exit {:?} {time:?} after a signal during startup", status.code());
     assert_eq!(status.code(), Some(0));
     assert!(time < Duration::from_secs(1));
 

@@ -1,4 +1,4 @@
-//! `make soak` (G44): ten minutes of mixed faults under load, after which nothing has grown.
+//! `make soak` (G44): ten minutes of mixed faults under load, after which no resource has grown.
 
 use std::time::{Duration, Instant};
 
@@ -11,11 +11,11 @@ use crate::support::repeatedly;
 use crate::support::servers::Server;
 use crate::support::setup::Setup;
 
-/// What must not grow.
+/// Resources that must not grow.
 #[derive(Clone, Copy, Debug)]
 struct Size {
     resident_kib: u64,
-    /// Besides those of public connections, which are the clients' to close.
+    /// Excludes public connections, which the clients close.
     descriptors: usize,
     threads: usize,
     series: usize,
@@ -48,7 +48,7 @@ fn round(number: usize, app: &App, postgres: &Server, redis: &Server, way: &Prox
             postgres.sql(&app.database, terminate);
         }
         6 => {
-            // Clients that connect and say nothing, begin and stop, or leave.
+            // Clients that connect and send nothing, stop half-way, or disconnect.
             let _silent: Vec<_> = (0..50).map(|_| app.client()).collect();
             let mut half: Vec<_> = (0..50).map(|_| app.client()).collect();
             for client in &mut half {
@@ -114,13 +114,13 @@ fn ten_minutes_of_faults_leave_nothing_behind() {
         sizes.sort_unstable_by_key(|size| size.resident_kib);
         sizes[sizes.len() / 2]
     };
-    // The first quarter fills caches and opens what is kept open.
+    // The first quarter fills caches and opens long-lived connections.
     let (early, late) = (median(&sizes[quarter..2 * quarter]), median(&sizes[3 * quarter..]));
     println!("second quarter {early:?}, last quarter {late:?}");
     assert!(app.is_running());
     assert_eq!(report.lost() + cached.lost(), 0);
     assert_eq!(report.with_status(200) + report.with_status(503), report.0.len());
-    // What expires in the cache while PostgreSQL is away cannot be answered.
+    // Reads of expired cache entries are answered with 503 while PostgreSQL is down.
     assert_eq!(cached.with_status(200) + cached.with_status(503), cached.0.len());
     assert!(cached.with_status(503) < cached.0.len() / 20);
     assert!(late.resident_kib < early.resident_kib + early.resident_kib / 10, "{early:?} {late:?}");

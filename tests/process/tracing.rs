@@ -1,4 +1,4 @@
-//! Spans for a collector of the test's own, and collectors that are slow or gone (G45).
+//! Spans for a test collector, and collectors that are slow or unavailable (G45).
 
 use std::net::TcpListener;
 use std::time::Duration;
@@ -76,7 +76,7 @@ fn a_request_is_a_span_with_those_of_postgresql_and_redis_inside() {
     assert!(collector.heads().iter().all(|head| head.contains("authorization: bearer of the test\r\n")));
 }
 
-/// The work goes on in a task of its own.
+/// The transaction runs in a task of its own.
 #[test]
 fn a_transaction_belongs_to_its_request() {
     let collector = Collector::start();
@@ -140,7 +140,7 @@ fn the_last_spans_are_sent_before_the_end() {
     assert_eq!(status.code(), Some(0));
 }
 
-/// Load against a service whose collector is at `port`; returns the service while it serves.
+/// Applies load to a service whose collector is at `port`. Returns the running service.
 fn loaded(port: u16) -> App {
     let app = Setup::shared()
         .workload()
@@ -150,7 +150,7 @@ fn loaded(port: u16) -> App {
         .start();
     app.client().send("POST", "/v1/notes", &[], &json!({"text": "hello"}));
     let load = Load::get(app.address, "/v1/notes/1");
-    // Far more than the queue holds.
+    // Far more spans than the queue holds.
     let fill = load.closed(4, || {
         eventually(Duration::from_secs(60), "5,000 answers", || (load.answered() > 5_000).then_some(()));
     });
@@ -179,13 +179,13 @@ fn stop(mut app: App) {
 }
 
 #[test]
-fn a_collector_that_is_gone_costs_no_request() {
+fn an_unavailable_collector_costs_no_request() {
     stop(loaded(free_port()));
 }
 
 #[test]
 fn a_collector_that_never_answers_costs_no_request() {
-    // The kernel accepts, and nobody reads.
+    // The kernel accepts the connection, but no process reads from it.
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
 
     let app = loaded(silent.local_addr().unwrap().port());
@@ -226,7 +226,7 @@ fn spans_arrive_again_once_the_collector_is_back() {
 }
 
 #[test]
-fn a_session_that_is_slow_to_be_named_is_no_reason_to_refuse() {
+fn a_session_that_is_slow_to_be_named_fails_no_request() {
     let collector = Collector::start();
     let proxy = Proxy::to(servers::postgres().port);
     let setup =
@@ -239,26 +239,26 @@ fn a_session_that_is_slow_to_be_named_is_no_reason_to_refuse() {
         });
     };
     both_are_idle();
-    // Both sessions are fresh: they are not checked before their next use.
+    // Both sessions are fresh, so they are not checked before their next use.
     for _ in 0..4 {
         assert_eq!(client.get("/v1/notes").status, 200);
     }
     both_are_idle();
 
-    // More than there is time for the name, and less than for a statement.
+    // Longer than the timeout for the name, shorter than the timeout for a statement.
     proxy.set(Fault::Delay(Duration::from_millis(300)));
     let answer = client.request("GET", "/v1/notes", &[("traceparent", &sampled())], "");
 
     assert_eq!(answer.status, 200, "{answer:?}");
 }
 
-/// What PostgreSQL calls the session while it works for a request.
+/// PostgreSQL shows the trace in the name of the session during a request.
 #[test]
 fn postgresql_knows_the_trace_while_it_works_for_it() {
     let collector = Collector::start();
     let app = traced(&collector).workload().start();
     let postgres = servers::postgres();
-    let labelled = format!("{:.30} {TRACE}", app.database);
+    let labeled = format!("{:.30} {TRACE}", app.database);
     let of_app = format!(
         "select distinct application_name from pg_stat_activity
          where datname = current_database() and application_name like '{:.30}%'",
@@ -269,11 +269,11 @@ fn postgresql_knows_the_trace_while_it_works_for_it() {
     let mut client = app.client();
     let request = format!("POST /transaction/1000 HTTP/1.1\r\nhost: a\r\ntraceparent: {}\r\n\r\n", sampled());
     client.write(request.as_bytes()).unwrap();
-    eventually(Duration::from_secs(5), "the session", || names().contains(&labelled).then_some(()));
+    eventually(Duration::from_secs(5), "the session", || names().contains(&labeled).then_some(()));
     assert_eq!(client.read_response(false).unwrap().status, 200);
 
     eventually(Duration::from_secs(5), "the name from before", || {
-        (!names().contains(&labelled)).then_some(())
+        (!names().contains(&labeled)).then_some(())
     });
     assert_eq!(names(), [&*app.database]);
 }

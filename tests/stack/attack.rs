@@ -1,4 +1,4 @@
-//! Clients that mean no good, all at once, from outside of the engine.
+//! Hostile clients, all concurrently, from outside of the engine.
 
 use std::net::SocketAddr;
 use std::thread;
@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 
 use crate::support::http::Client;
 
-/// How long the attack goes on.
+/// Duration of the attack.
 const LENGTH: Duration = Duration::from_secs(15);
 
-/// Attacks `address` in seven ways, with some hundred connections, and calls `meanwhile` until it is over.
+/// Attacks `address` in seven ways over some hundred connections, and calls `meanwhile` until the attack is over.
 pub fn run(address: SocketAddr, mut meanwhile: impl FnMut()) -> usize {
     let end = Instant::now() + LENGTH;
     let large_head = format!("GET / HTTP/1.1\r\nhost: a\r\nx: {}", "y".repeat(400_000));
@@ -17,7 +17,7 @@ pub fn run(address: SocketAddr, mut meanwhile: impl FnMut()) -> usize {
         "POST /v1/notes HTTP/1.1\r\nhost: a\r\ncontent-length: 99999999\r\n\r\n{}",
         "z".repeat(900_000)
     );
-    // Allowed, and never finished.
+    // A valid request that never completes.
     let held_body = format!(
         "POST /v1/notes HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\ncontent-length: 1048576\r\n\r\n{}",
         "z".repeat(1_000_000)
@@ -42,11 +42,11 @@ pub fn run(address: SocketAddr, mut meanwhile: impl FnMut()) -> usize {
                 scope.spawn(move || {
                     let mut made = 0;
                     while Instant::now() < end {
-                        // As many as one address gets, held until the next round.
+                        // As many as one address may have, held until the next round.
                         let held: Vec<_> = (0..150).filter_map(|_| Client::try_connect(address)).collect();
                         for mut client in held {
                             client.stream.set_write_timeout(Some(Duration::from_millis(20))).unwrap();
-                            // Refused half-way is what it deserves.
+                            // A rejection half-way is the expected result.
                             let _ = client.write(bytes);
                             made += 1;
                         }

@@ -1,5 +1,5 @@
-//! Backups of the production stack are whole, restores are all or nothing, and drills leave nothing behind. A stack that
-//! is destroyed while it serves comes back from one.
+//! Backups of the production stack are complete, restores are all or nothing, and drills leave nothing behind. A stack that
+//! is destroyed under load is restored from a backup.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -18,7 +18,7 @@ use crate::support::meter::Meter;
 
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// A stack and the folder with its backups.
+/// A stack and the folder of its backups.
 struct Backups {
     stack: Stack,
     folder: TempDir,
@@ -41,7 +41,7 @@ impl Backups {
         command
     }
 
-    /// Names of all files but the lock.
+    /// Returns the names of all files except the lock.
     fn files(&self) -> BTreeSet<String> {
         let entries = fs::read_dir(self.folder.path()).unwrap();
         let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
@@ -63,7 +63,7 @@ impl Backups {
         run(self.psql().args(["--command", text])).trim().to_owned()
     }
 
-    /// Destroys all and starts PostgreSQL alone.
+    /// Destroys the stack and starts only PostgreSQL.
     fn start_empty(&self) {
         self.stack.project.remove();
         assert_eq!(self.stack.project.remains(), "");
@@ -74,7 +74,7 @@ impl Backups {
         self.sql("select count(*) from pg_tables where schemaname = 'public'")
     }
 
-    /// A session with an open transaction, which ends without a commit when its input does.
+    /// Opens a transaction that is rolled back when its input closes.
     fn transaction(&self, statement: &str) -> Child {
         let mut psql = self.psql().stdin(Stdio::piped()).spawn().unwrap();
         writeln!(psql.stdin.as_mut().unwrap(), "begin; {statement};").unwrap();
@@ -83,14 +83,14 @@ impl Backups {
         psql
     }
 
-    /// Sessions of the scripts, of those that wait for a lock when `waiting`.
+    /// Returns the number of sessions of the scripts; if `waiting`, only sessions that wait for a lock.
     fn sessions(&self, waiting: bool) -> String {
         let lock = if waiting { "and wait_event_type = 'Lock'" } else { "" };
         let sessions = "select count(*) from pg_stat_activity where application_name like 'deploy-%'";
         self.sql(&format!("{sessions} {lock}"))
     }
 
-    /// Starts a script that has to wait for `statement`, sends it a signal, and returns the exit code.
+    /// Starts a script that has to wait for `statement`, sends a signal and returns the exit code.
     #[track_caller]
     fn interrupt(&self, script: &mut Command, statement: &str, signal: Signal) -> Option<i32> {
         let mut blocker = self.transaction(statement);
@@ -99,14 +99,14 @@ impl Backups {
         kill_process(Pid::from_child(&script), signal).unwrap();
         let code = eventually(Duration::from_secs(5), "the end", || script.try_wait().unwrap()).code();
         if code.is_some() {
-            assert_eq!(self.sessions(false), "0", "its connection is gone before it is");
+            assert_eq!(self.sessions(false), "0", "the connection has to close before the script exits");
         }
         drop(blocker.stdin.take());
         blocker.wait().unwrap();
         code
     }
 
-    /// Containers of drills.
+    /// Returns the containers of drills.
     fn drills(&self) -> String {
         let filter = format!("name={}-deploy-", self.stack.project.name);
         docker(&["ps", "--all", "--quiet", "--filter", &filter])
@@ -128,7 +128,7 @@ fn backups_are_whole_and_restores_are_all_or_nothing() {
     assert!(backups.files().is_empty(), "{:?}", backups.files());
     backups.stack.project.compose(&["run", "--rm", "migrate"]);
     backups.sql("insert into notes (text) select n::text from generate_series(1, 5000) n");
-    keeps_as_many_as_it_is_told(&backups);
+    keeps_the_configured_number(&backups);
     leaves_nothing_when_it_is_interrupted(&backups);
     drills(&backups);
     refused(&mut backups.restore(&backups.newest()), "has tables");
@@ -136,7 +136,7 @@ fn backups_are_whole_and_restores_are_all_or_nothing() {
     restores_all_or_nothing(&backups);
 }
 
-fn keeps_as_many_as_it_is_told(backups: &Backups) {
+fn keeps_the_configured_number(backups: &Backups) {
     for name in ["app-notes.dump", "other.dump", "app-20200101T000000.000Z-kept.dump"] {
         fs::write(backups.folder.path().join(name), "").unwrap();
     }
@@ -150,12 +150,12 @@ fn keeps_as_many_as_it_is_told(backups: &Backups) {
         assert_eq!(backups.files(), kept.chain(others.iter().cloned()).collect());
     }
     others.iter().for_each(|name| fs::remove_file(backups.folder.path().join(name)).unwrap());
-    // Two at a time: one of them may be told so.
+    // Of two concurrent backups, one may fail because the other holds the lock.
     let both =
         [(); 2].map(|()| backups.backup().stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap());
     let both: Vec<Output> = both.into_iter().map(|backup| backup.wait_with_output().unwrap()).collect();
-    let told = |output: &Output| String::from_utf8_lossy(&output.stderr).contains("Another backup");
-    assert!(both.iter().all(|output| output.status.success() || told(output)), "{both:?}");
+    let is_locked = |output: &Output| String::from_utf8_lossy(&output.stderr).contains("Another backup");
+    assert!(both.iter().all(|output| output.status.success() || is_locked(output)), "{both:?}");
     let dumps = backups.files().iter().filter(|name| name.ends_with(".dump")).count();
     assert_eq!(dumps, 2 + both.iter().filter(|output| output.status.success()).count());
     run(Command::new("sh").args(["-c", "sha256sum --check *.sha256"]).current_dir(backups.folder.path()));
@@ -165,7 +165,7 @@ fn leaves_nothing_when_it_is_interrupted(backups: &Backups) {
     let before = backups.files();
     assert_eq!(backups.interrupt(&mut backups.backup(), "lock table notes", Signal::TERM), Some(143));
     assert_eq!(backups.files(), before);
-    // Nothing can be done about this one until the next: what it leaves does not look like a backup.
+    // After SIGKILL, only the next backup can clean up. The leftovers do not look like a backup.
     assert_eq!(backups.interrupt(&mut backups.backup(), "lock table notes", Signal::KILL), None);
     let mut left = backups.files();
     left.remove(".partial");
@@ -174,17 +174,17 @@ fn leaves_nothing_when_it_is_interrupted(backups: &Backups) {
     assert_eq!(backups.files().len(), before.len() + 2);
 }
 
-/// The drill without a file takes the newest.
+/// Without a file, the drill uses the newest backup.
 fn drills(backups: &Backups) {
     let start = Instant::now();
-    let told = run(&mut backups.restore(Path::new("--drill")));
-    println!("a drill took {:.1?}:\n{told}", start.elapsed());
+    let output = run(&mut backups.restore(Path::new("--drill")));
+    println!("a drill took {:.1?}:\n{output}", start.elapsed());
     let newest = backups.newest();
-    assert!(told.contains(newest.to_str().unwrap()), "{told}");
+    assert!(output.contains(newest.to_str().unwrap()), "{output}");
     let version = backups.sql("select max(version) from _sqlx_migrations");
     let migrations = backups.sql("select '  _sqlx_migrations ' || count(*) from _sqlx_migrations") + "\n";
     for part in [&format!("version {version}"), "  notes 5000\n", &migrations, " 0 h "] {
-        assert!(told.contains(part), "{part} in {told}");
+        assert!(output.contains(part), "{part} in {output}");
     }
     assert_eq!(backups.drills(), "");
 
@@ -195,7 +195,7 @@ fn drills(backups: &Backups) {
     eventually(LIMIT, "no drill", || backups.drills().is_empty().then_some(()));
 }
 
-/// Damages a copy of the newest backup; its checksum is that of the original, or of what it is now when `forged`.
+/// Damages a copy of the newest backup. Its checksum is that of the original, or recalculated if `forged`.
 fn damaged(backups: &Backups, forged: bool, damage: impl FnOnce(&mut Vec<u8>)) -> (TempDir, PathBuf) {
     let folder = TempDir::new().unwrap();
     let (file, sum) = (folder.path().join("copy.dump"), folder.path().join("copy.dump.sha256"));
@@ -224,7 +224,7 @@ fn refuses_what_is_damaged(backups: &Backups) {
         (damaged(backups, false, cut), "checksum"),
         (damaged(backups, false, Vec::clear), "empty"),
         (unsummed, "checksum"),
-        // What no checksum tells is undone.
+        // Damage that the checksum does not detect is rolled back.
         (damaged(backups, true, cut), "failed"),
     ] {
         refused(&mut backups.restore(&file), reason);
@@ -243,8 +243,12 @@ fn restores_all_or_nothing(backups: &Backups) {
     assert_eq!(backups.sql("select count(*) from notes"), "5000");
     let others = "select count(*) from pg_class where relnamespace = 'public'::regnamespace
         and relowner <> 'app'::regrole";
-    assert_eq!(backups.sql(others), "0", "belong to another role");
-    assert_eq!(backups.sql("select count(*) > 0 from pg_stats where tablename = 'notes'"), "t", "analyzed");
+    assert_eq!(backups.sql(others), "0", "all tables belong to the role app");
+    assert_eq!(
+        backups.sql("select count(*) > 0 from pg_stats where tablename = 'notes'"),
+        "t",
+        "the restore has to analyze the tables"
+    );
 }
 
 #[test]
@@ -264,7 +268,7 @@ fn a_lost_stack_comes_back_with_all_that_was_before_its_backup() {
     });
     let during = findings.written.iter().filter(|note| note.acknowledged >= begun);
     let during = during.filter(|note| note.acknowledged < begun + took).count();
-    println!("{during} notes were written in the {took:.1?} of the backup; {findings}");
+    println!("{during} notes written during the backup ({took:.1?}); {findings}");
     assert!(during > 0);
     assert_eq!(findings.losses(), 0);
 
@@ -275,17 +279,17 @@ fn a_lost_stack_comes_back_with_all_that_was_before_its_backup() {
     let restored = disaster.elapsed();
     release();
     println!(
-        "PostgreSQL anew after {ready:.1?}, restored after {restored:.1?}, released after {:.1?}",
+        "new PostgreSQL after {ready:.1?}, restored after {restored:.1?}, released after {:.1?}",
         disaster.elapsed()
     );
 
     let there = meter.notes().unwrap();
     let lost: Vec<_> = findings.written.iter().filter(|note| !there.contains_key(&note.text)).collect();
-    println!("{} notes, {} lost, those of {:.1?}", findings.written.len(), lost.len(), disaster - begun);
+    println!("{} notes, {} lost, written in {:.1?}", findings.written.len(), lost.len(), disaster - begun);
     assert!(lost.iter().all(|note| note.acknowledged >= begun));
     assert!(!lost.is_empty() && lost.len() < findings.written.len());
     assert!(there.values().all(|ids| ids.len() == 1), "twice");
-    // It goes on from there: new notes get new numbers.
+    // The stack continues from there: new notes get new numbers.
     let meter = Meter::new(stack.address, 500);
     let ((), findings) = meter.run(|| meter.await_more(1001, LIMIT));
     assert_eq!(findings.losses(), 0, "{findings}");

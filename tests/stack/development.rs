@@ -1,4 +1,4 @@
-//! The development stack from a fresh checkout: it serves, and an edit is live by itself.
+//! The development stack from a fresh checkout: it serves, and edits are reloaded automatically.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -12,7 +12,7 @@ use crate::support::{eventually, free_port};
 #[test]
 fn the_development_stack_reloads_an_edit() {
     let checkout = Checkout::with_notes();
-    // As in a new project, which has the lock file of the template.
+    // Like a new project, whose lock file has the name of the template.
     let own = format!("name = \"{}\"\n", env!("CARGO_PKG_NAME"));
     checkout.edit("Cargo.lock", &own, "name = \"template\"\n");
     let port = free_port();
@@ -24,7 +24,7 @@ fn the_development_stack_reloads_an_edit() {
     let project = Project::new("development", &[checkout.path().join("docker-compose.yml")], &variables);
     let start = Instant::now();
     project.compose(&["up", "--detach", "--build", "--wait", "--wait-timeout", "600"]);
-    println!("up and healthy after {:.1?}, with everything compiled", start.elapsed());
+    println!("healthy after {:.1?}, including compilation", start.elapsed());
     let lock = std::fs::read_to_string(checkout.path().join("Cargo.lock")).unwrap();
     assert!(lock.contains(&own) && !lock.contains("name = \"template\"\n"), "{lock}");
 
@@ -41,8 +41,8 @@ fn the_development_stack_reloads_an_edit() {
         let answer = Client::try_connect(address)?.try_request("GET", "/health/live", &[], "")?;
         (answer.json() == json!({"status": "edited"})).then(|| start.elapsed())
     });
-    println!("an edit is live after {live:.1?}");
-    // The data of before the edit, from a file that did not exist when the watch began.
+    println!("edit live after {live:.1?}");
+    // The data from before the edit, read by a file that did not exist when the watch started.
     std::fs::write(checkout.path().join("src/added.rs"), "").unwrap();
     checkout.edit("src/lib.rs", "pub mod platform;", "pub mod added;\npub mod platform;");
     checkout.edit("src/platform/http/management.rs", "\"edited\"", "\"twice\"");

@@ -1,4 +1,4 @@
-//! The Docker command, copies of the build context, and compose projects that are gone when the test is.
+//! The Docker command, copies of the build context, and compose projects that are removed with the test.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,16 +11,16 @@ use tempfile::TempDir;
 
 use crate::support::{contract, eventually};
 
-/// Planted where a careless build would find it.
+/// A secret, planted where a careless build would pick it up.
 pub const CANARY: &str = "canary-5c1b9e0d7f";
 pub const REVISION: &str = "0123456789ab";
-/// When the image's commit was made, in seconds since 1970 and as the engine tells it.
+/// Time of the commit of the image: in seconds since 1970, and in the engine's format.
 pub const COMMITTED: (u64, &str) = (1_000_000_000, "2001-09-09T01:46:40Z");
 pub const IMAGE: &str = "app-test";
-/// Looks at other containers from inside.
+/// Image for commands that inspect other containers and networks.
 const PROBE: &str = "busybox:1.37";
 
-/// Whether the tests are those of `scripts/test-stack --full`, rather than those of every change.
+/// Returns whether this is `scripts/test-stack --full`, rather than the tests for every change.
 pub fn is_full() -> bool {
     std::env::var_os("STACK_TESTS").is_some_and(|tests| tests == "full")
 }
@@ -29,7 +29,7 @@ pub fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// Runs `command` and returns its output; panics when it fails.
+/// Runs `command` and returns its output. Panics if it fails.
 #[track_caller]
 pub fn run(command: &mut Command) -> String {
     let output = command.output().unwrap();
@@ -51,21 +51,21 @@ pub fn is_stored(image: &str) -> bool {
     Command::new("docker").args(["image", "inspect", image]).output().unwrap().status.success()
 }
 
-/// What this engine knows an image as that is pinned by tag and digest: by the tag alone where only that is stored, as
-/// where no registry answers. What is not stored at all is pulled by its digest.
+/// Returns the name by which this engine knows an image that is pinned by tag and digest: the tag alone if only that is
+/// stored, for example without a registry. Otherwise the engine pulls the image by its digest.
 pub fn known(pinned: &str) -> &str {
     let tag = pinned.split('@').next().unwrap();
     if !is_stored(pinned) && is_stored(tag) { tag } else { pinned }
 }
 
-/// A compose file that names each image as this engine knows it.
+/// Returns a compose file with the image names that this engine knows.
 fn with_known_images(file: &str) -> String {
     let images = file.lines().filter_map(|line| line.trim_start().strip_prefix("image: "));
     let pinned = images.filter(|image| image.contains('@'));
     pinned.fold(file.to_owned(), |text, image| text.replace(image, known(image)))
 }
 
-/// What a shell script prints about a container of `image` that was never started, `$1` in the script.
+/// Runs a shell script on a container of `image` that was created but never started, `$1` in the script.
 pub fn look_into(image: &str, script: &str) -> String {
     let container = docker(&["create", image]);
     let output = run(Command::new("sh").args(["-c", script, "sh", container.trim()]));
@@ -73,8 +73,8 @@ pub fn look_into(image: &str, script: &str) -> String {
     output
 }
 
-/// A copy of what git knows of this checkout, with secrets planted beside and among the sources. It runs on an engine that
-/// has the images by their tags alone.
+/// A copy of the checkout's files in git, with planted secrets. It also builds on an engine that knows the images only by
+/// their tags.
 pub struct Checkout(TempDir);
 
 impl Checkout {
@@ -97,14 +97,14 @@ impl Checkout {
         Self(copy)
     }
 
-    /// With notes as one more domain, whatever domains there are.
+    /// Adds the notes as an additional domain.
     pub fn with_notes() -> Self {
         let checkout = Self::new();
         let copy = |from: &str, to: &str| {
             fs::copy(checkout.path().join(from), checkout.path().join(to)).unwrap();
         };
         copy("tests/workload/notes.rs", "src/notes.rs");
-        // After all that the service may have by then.
+        // After all migrations of the service.
         copy("tests/workload/notes.sql", "migrations/29990101000000_create_notes.sql");
         let modules = "extern crate self as app;\npub mod notes;\npub mod platform;";
         checkout.edit("src/lib.rs", "pub mod platform;", modules);
@@ -120,7 +120,7 @@ impl Checkout {
         self.0.path()
     }
 
-    /// Replaces `from`, which must be there, in one of its files.
+    /// Replaces `from`, which has to exist, in one of its files.
     pub fn edit(&self, name: &str, from: &str, to: &str) {
         let path = self.path().join(name);
         let text = fs::read_to_string(&path).unwrap();
@@ -128,7 +128,7 @@ impl Checkout {
         fs::write(path, text.replace(from, to)).unwrap();
     }
 
-    /// Builds and returns the output of the build and how long it took.
+    /// Builds an image. Returns the output and the duration.
     pub fn build(&self, arguments: &[&str]) -> (Output, Duration) {
         let start = Instant::now();
         let mut build = Command::new("docker");
@@ -137,7 +137,7 @@ impl Checkout {
     }
 }
 
-/// Builds `IMAGE:tag` as a release would.
+/// Builds `IMAGE:tag` as a release does.
 #[track_caller]
 pub fn build_image(checkout: &Checkout, tag: &str, more: &[&str]) -> Duration {
     let labels = [
@@ -154,7 +154,7 @@ pub fn build_image(checkout: &Checkout, tag: &str, more: &[&str]) -> Duration {
     time
 }
 
-/// The image that all tests look at, and the checkout that it is built from.
+/// Returns the checkout from which the image of all tests was built.
 pub fn image() -> &'static Checkout {
     static BUILT: OnceLock<Checkout> = OnceLock::new();
     BUILT.get_or_init(|| {
@@ -164,17 +164,17 @@ pub fn image() -> &'static Checkout {
     })
 }
 
-/// Builds `IMAGE:tag` from the image with one more line.
+/// Builds `IMAGE:tag` from the image with one additional Dockerfile line.
 pub fn variant(tag: &str, line: &str) {
     let folder = TempDir::new().unwrap();
     fs::write(folder.path().join("Dockerfile"), format!("FROM {IMAGE}:clean\n{line}\n")).unwrap();
     docker(&["build", "--quiet", "--tag", &format!("{IMAGE}:{tag}"), folder.path().to_str().unwrap()]);
 }
 
-/// Ends a project, with its data and the image that compose built for it.
+/// Arguments that remove a project with its data and the image that compose built for it.
 const DOWN: [&str; 8] = ["--profile", "*", "down", "--volumes", "--rmi", "local", "--timeout", "5"];
 
-/// A compose project; its containers, networks and volumes are removed when this is dropped.
+/// A compose project. Its containers, networks and volumes are removed on drop.
 pub struct Project {
     pub name: String,
     files: Vec<PathBuf>,
@@ -187,14 +187,14 @@ impl Project {
         Self { name, files: files.to_vec(), variables: variables.to_vec() }
     }
 
-    /// The same project with another file and variable. It is removed with either.
+    /// Returns the same project with another file and variable. Either value removes the project on drop.
     pub fn with(&self, file: PathBuf, variable: (&'static str, String)) -> Self {
         let files = [&self.files[..], &[file]].concat();
         let variables = [&self.variables[..], &[variable]].concat();
         Self { name: self.name.clone(), files, variables }
     }
 
-    /// Sets a variable, from now on.
+    /// Sets a variable for later commands.
     pub fn set(&mut self, name: &'static str, value: &str) {
         self.variables.retain(|(known, _)| *known != name);
         self.variables.push((name, value.to_owned()));
@@ -206,13 +206,13 @@ impl Project {
         command
     }
 
-    /// What tells any `docker compose` about this project.
+    /// Returns the variables that select this project in any `docker compose` command.
     pub fn environment(&self) -> impl Iterator<Item = (&'static str, String)> {
         let files: Vec<_> = self.files.iter().map(|file| file.to_str().unwrap()).collect();
         let own = [
             ("COMPOSE_PROJECT_NAME", self.name.clone()),
             ("COMPOSE_FILE", files.join(":")),
-            // A file of the developer's own must not decide.
+            // The developer's own file must not have an effect.
             ("COMPOSE_ENV_FILES", "/dev/null".to_owned()),
         ];
         own.into_iter().chain(self.variables.iter().cloned())
@@ -223,7 +223,7 @@ impl Project {
         run(&mut self.command(arguments))
     }
 
-    /// Names of the containers of `service`.
+    /// Returns the names of the containers of `service`.
     pub fn containers(&self, service: &str) -> Vec<String> {
         let list = self.compose(&["--profile", "*", "ps", "--all", "--format", "{{.Name}}", service]);
         let mut names: Vec<_> = list.lines().map(ToOwned::to_owned).collect();
@@ -235,7 +235,7 @@ impl Project {
         format!("{}_{name}", self.name)
     }
 
-    /// What the containers of `service` have written to standard output, each line held against its contract.
+    /// Returns the lines that the containers of `service` wrote to standard output, validated against their contract.
     #[track_caller]
     pub fn log(&self, service: &str) -> Vec<Value> {
         let logs: String =
@@ -244,7 +244,7 @@ impl Project {
         logs.lines().map(parse).collect()
     }
 
-    /// What is left of the project, by label.
+    /// Returns leftovers of the project, by label.
     pub fn remains(&self) -> String {
         let label = format!("label=com.docker.compose.project={}", self.name);
         ["container", "network", "volume"]
@@ -268,7 +268,7 @@ impl Drop for Project {
     }
 }
 
-/// Waits until a container's health is `expected`.
+/// Waits until the health of a container is `expected`.
 #[track_caller]
 pub fn await_health(container: &str, expected: &str, limit: Duration) -> Duration {
     let start = Instant::now();
@@ -279,12 +279,12 @@ pub fn await_health(container: &str, expected: &str, limit: Duration) -> Duratio
     start.elapsed()
 }
 
-/// Runs a command of busybox in a container of its own, and tells whether it succeeded, with its output.
+/// Runs a busybox command in a container of its own. Returns whether it succeeded, and its output.
 pub fn probe(options: &[&str], command: &[&str]) -> (bool, String) {
     let mut probe = Command::new("docker");
     probe.args(["run", "--rm"]).args(options).arg(PROBE).args(command);
     let output = probe.output().unwrap();
-    // 125: the engine could not run it, which is not an answer.
+    // 125: the engine failed to run the container, so there is no result.
     assert_ne!(output.status.code(), Some(125), "{}", String::from_utf8_lossy(&output.stderr));
     (output.status.success(), String::from_utf8_lossy(&output.stdout).into_owned())
 }

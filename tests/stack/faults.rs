@@ -1,5 +1,5 @@
-//! `make faults`: breaks the production stack in one way after the other under load, and prints after how many seconds
-//! which alert fires, and when those about a cause are over. The seconds of docs/runbook.md are from here.
+//! `make faults`: breaks the production stack in several ways under load. Prints after how many seconds which alert fires, and
+//! when the alerts about the cause resolve. docs/runbook.md has these seconds.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -17,15 +17,15 @@ use crate::stack::Stack;
 use crate::support::eventually;
 use crate::support::load::Load;
 
-/// Requests a second of each of two kinds: one needs PostgreSQL, the other is answered from the cache.
+/// Requests per second of each kind: one kind needs PostgreSQL, the other is answered from the cache.
 const RATE: u32 = 25;
 const LIMIT: Duration = Duration::from_secs(240);
-/// These look back for longer than a fault of this test lasts.
+/// The windows of these alerts are longer than a fault of this test.
 const REMEMBER: [&str; 3] = ["ErrorBudgetBurnsFast", "ErrorBudgetBurnsSlowly", "Panics"];
 
 type Act = fn(&Stack);
 
-/// Name, how it begins, how it ends, and alerts that have to fire.
+/// Name, start, end, and alerts that have to fire.
 type Fault = (&'static str, Act, Act, &'static [&'static str]);
 
 #[test]
@@ -53,7 +53,7 @@ fn measure((name, begin, end, expected): Fault) {
     let stack = Stack::monitored("faults");
     remember_six_hours(&stack);
     let prometheus = Prometheus::start(&stack, &["blue"]);
-    // nginx asks for the names of replicas every two seconds.
+    // nginx resolves the names of the replicas every two seconds.
     let note = eventually(LIMIT, "a note", || {
         let answer = stack.client().send("POST", "/v1/notes", &[], &json!({"text": "faults"}));
         (answer.status == 201).then(|| answer.json()["id"].to_string())
@@ -69,24 +69,24 @@ fn measure((name, begin, end, expected): Fault) {
             let (start, mut fired) = (Instant::now(), BTreeMap::new());
             thread::scope(|scope| {
                 scope.spawn(|| begin(&stack));
-                eventually(LIMIT, "all that is expected", || {
+                eventually(LIMIT, "the expected alerts", || {
                     for alert in firing(&prometheus) {
                         fired.entry(alert).or_insert_with(|| start.elapsed());
                     }
                     expected.iter().all(|alert| fired.contains_key(*alert)).then_some(())
                 });
             });
-            let mended = Instant::now();
+            let repaired = Instant::now();
             end(&stack);
-            eventually(LIMIT, "over", || {
+            eventually(LIMIT, "resolved", || {
                 firing(&prometheus).iter().all(|alert| REMEMBER.contains(&alert.as_str())).then_some(())
             });
-            println!("{name}: {fired:.0?}; over after {:.0?}", mended.elapsed());
+            println!("{name}: {fired:.0?}; resolved after {:.0?}", repaired.elapsed());
         });
     });
 }
 
-/// A service that nobody had any trouble with until now.
+/// Backfills six hours of metrics without errors.
 fn remember_six_hours(stack: &Stack) {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
     let mut history = String::new();
@@ -132,7 +132,7 @@ fn start(stack: &Stack, service: &str) {
     stack.project.compose(&["start", service]);
 }
 
-/// For 5 s at a time, until the file is gone; requests give up after 2 s.
+/// Locks for 5 s at a time until the file is removed; requests time out after 2 s.
 fn lock(stack: &Stack) {
     let script = "touch /tmp/lock; while [ -e /tmp/lock ]; do
         psql --username=postgres --dbname=app --quiet --command='begin' --command='lock table notes' \
@@ -144,7 +144,7 @@ fn unlock(stack: &Stack) {
     stack.project.compose(&["exec", "--no-TTY", "postgres", "rm", "/tmp/lock"]);
 }
 
-/// Ends by itself, when its alerts have had time to fire.
+/// Ends by itself after its alerts have had time to fire.
 fn overload(stack: &Stack) {
     let report = Load::get(stack.address, "/v1/notes?limit=100").closed(400, || {
         thread::park_timeout(Duration::from_secs(150));

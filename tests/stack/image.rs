@@ -1,4 +1,4 @@
-//! The image: what is in it, what it says about itself, and what it costs to build.
+//! The image: its contents, its metadata, and the cost of its build.
 
 use std::fs;
 use std::process::Command;
@@ -13,12 +13,11 @@ use crate::docker::{
     known, look_into, root, run,
 };
 
-/// A published figure of a Go service on distroless static is 12 MB.
+/// The published size of a Go service on distroless static is 12 MB.
 const MAX_BYTES: u64 = 10_000_000;
 
-/// Builds the image once more, as `again`, and returns how long that took: without any layer of an earlier build, or in
-/// the tests of every change without those that our sources are in. The checkout has another path than that of `clean`,
-/// and its files another time.
+/// Builds the image again as `again` and returns the duration. With --full no layer is reused, otherwise only layers without
+/// the project's sources. The checkout has another path than that of `clean`, and its files have another time.
 fn build_again() -> Duration {
     static TIME: OnceLock<Duration> = OnceLock::new();
     *TIME.get_or_init(|| {
@@ -35,7 +34,7 @@ fn clean() -> String {
     format!("{IMAGE}:clean")
 }
 
-/// The binary of `tag`, by its SHA-256.
+/// Returns the SHA-256 of the binary of `tag`.
 fn binary_digest(tag: &str) -> String {
     look_into(&format!("{IMAGE}:{tag}"), "docker cp \"$1:/app\" - | tar -xO | sha256sum")
 }
@@ -43,7 +42,7 @@ fn binary_digest(tag: &str) -> String {
 #[test]
 fn it_is_small() {
     let bytes = inspect("image", &clean())["Size"].as_u64().unwrap();
-    println!("image: {:.2} MB in all", bytes as f64 / 1e6);
+    println!("image: {:.2} MB", bytes as f64 / 1e6);
     assert!(bytes < MAX_BYTES, "{bytes}");
 }
 
@@ -79,7 +78,7 @@ fn it_holds_the_binary_and_the_base_and_no_tool() {
     let base = dockerfile.lines().find_map(|line| line.strip_prefix("ARG RUNTIME_IMAGE=")).unwrap();
     let base = known(base);
     if !is_stored(base) {
-        // A build leaves its bases in a cache of its own.
+        // A build keeps base images in its own cache.
         docker(&["pull", "--quiet", base]);
     }
     let layers = |name: &str| inspect("image", name)["RootFS"]["Layers"].as_array().unwrap().clone();
@@ -114,7 +113,7 @@ fn it_holds_the_binary_and_the_base_and_no_tool() {
 #[test]
 fn nothing_else_enters_the_build_and_no_secret_the_image() {
     let checkout = image();
-    // What the build sees, written out by a Dockerfile that takes all of it.
+    // The build context, exported by a Dockerfile that copies all of it.
     let seen = TempDir::new().unwrap();
     let everything = seen.path().join("Dockerfile");
     fs::write(&everything, "FROM scratch\nCOPY . /\n").unwrap();
@@ -127,14 +126,14 @@ fn nothing_else_enters_the_build_and_no_secret_the_image() {
     ]);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let top = fs::read_dir(&context).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
-    // Without queries that the compiler checks there is no .sqlx.
+    // A service without queries has no .sqlx.
     let mut top: Vec<_> = top.filter(|name| name != ".sqlx").collect();
     top.sort();
     assert_eq!(top, ["Cargo.lock", "Cargo.toml", "build.rs", "migrations", "src"]);
     let grep = Command::new("grep").args(["-rl", CANARY]).arg(&context).output().unwrap();
     assert_eq!(grep.status.code(), Some(1), "{}", String::from_utf8_lossy(&grep.stdout));
 
-    // Every layer, and all that is said about the image. A layer may be compressed: tar finds out.
+    // Every layer and all metadata of the image. tar detects compressed layers.
     let saved = TempDir::new().unwrap();
     let script = r#"docker save "$1" | tar -x -C "$2"
         find "$2" -type f | while read -r blob; do tar -xOf "$blob" 2>/dev/null || cat "$blob"; done > "$2.all"
@@ -157,25 +156,25 @@ fn a_change_of_one_line_costs_a_tenth_of_a_clean_build() {
     assert!(is_full(), "scripts/test-stack --full");
     image();
     let clean = build_again();
-    // The quickest of three, which the machine's other work has disturbed least; other words in each run, for the engine
-    // remembers what it has built.
+    // The fastest of three, the one least disturbed by other processes. Each run has another text, because the engine
+    // caches builds.
     let rebuild = ["well", "fine", "here"]
         .map(|word| {
             let changed = Checkout::with_notes();
             let word = format!("\"{word} {}\"", std::process::id());
             changed.edit("src/platform/http/management.rs", "\"alive\"", &word);
-            // Each commit has a time of its own.
+            // Each commit has another time.
             build_image(&changed, "changed", &["--build-arg", "SOURCE_DATE_EPOCH=1100000000"])
         })
         .into_iter()
         .min()
         .unwrap();
     let percent = 100.0 * rebuild.as_secs_f64() / clean.as_secs_f64();
-    println!("clean build {clean:.1?}, after a change of one line {rebuild:.1?}: {percent:.1} %");
-    // More cores make a clean build faster, and that of one crate hardly.
+    println!("clean build {clean:.1?}, after changing one line {rebuild:.1?}: {percent:.1} %");
+    // More cores speed up a clean build, but hardly the build of one crate.
     let cores = std::thread::available_parallelism().unwrap().get() as f64;
     assert!(percent <= 10.0 * (cores / 2.0).max(1.0), "{percent}");
-    assert_ne!(binary_digest("changed"), binary_digest("clean"), "the change is in the binary");
+    assert_ne!(binary_digest("changed"), binary_digest("clean"), "the change has to be in the binary");
 }
 
 #[test]
@@ -195,8 +194,8 @@ fn two_builds_give_the_same_image() {
         docker(&["history", "--no-trunc", "--human=false", "--format", format, &format!("{IMAGE}:{tag}")])
     };
     assert_eq!(history("clean"), history("again"));
-    // In containerd's store it covers what the builder attests about each build as well.
-    println!("the same layers, configuration and history; the same id: {}", clean["Id"] == again["Id"]);
+    // With containerd's image store the ID also covers the attestations of each build.
+    println!("same layers, configuration and history; same ID: {}", clean["Id"] == again["Id"]);
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! The log collector: what reaches the store, and what happens while one of both is away.
+//! The log collector: which lines reach the log store, and what happens while the collector or the store is down.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -28,20 +28,20 @@ fn the_log_collector() {
     let mut stack = Stack::monitored("logging");
     fs::write(stack.secrets().join("log_store_authorization"), format!("{AUTHORIZATION}\n")).unwrap();
     stack.project.set("LOG_STORE_URL", &store.url());
-    stack.project.set("LOG_BUFFER_BYTES", "4194304"); // soon full
+    stack.project.set("LOG_BUFFER_BYTES", "4194304"); // fills up quickly
     stack.start_only(&["nginx", "blue", "logs"]);
     type Check = (&'static str, fn(&Stack, &LogStore));
     let checks: &[Check] = &[
         ("forwards a request's lines", forwards_a_requests_lines),
         ("is hardened", is_hardened),
-        ("brings everything into one shape", brings_everything_into_one_shape),
-        ("follows files that are rotated", follows_files_that_are_rotated),
-        ("goes on where it stopped", goes_on_where_it_stopped),
+        ("brings all lines into one format", brings_all_lines_into_one_format),
+        ("follows rotated files", follows_rotated_files),
+        ("continues where it stopped", continues_where_it_stopped),
         ("shows no secret", shows_no_secret),
     ];
     let slow_checks: &[Check] = &[
-        ("outlives a store that is down", outlives_a_store_that_is_down),
-        ("stops nobody when it is stuck", stops_nobody_when_it_is_stuck),
+        ("survives an outage of the store", survives_an_outage_of_the_store),
+        ("blocks no service when it is stuck", blocks_no_service_when_it_is_stuck),
     ];
     for (name, check) in checks.iter().chain(if is_full() { slow_checks } else { &[] }) {
         let start = Instant::now();
@@ -53,21 +53,21 @@ fn the_log_collector() {
     assert_eq!(stack.project.remains(), "");
 }
 
-/// Lines that have arrived, by the service of the stack that wrote them.
+/// Received lines by the service of the stack that wrote them.
 type Lines = BTreeMap<String, Vec<Value>>;
 
-/// An HTTP server that keeps the lines that are posted to it, and is down when told to be.
+/// An HTTP server that keeps the lines of each POST, and can simulate an outage.
 #[derive(Clone)]
 struct LogStore {
     address: SocketAddr,
-    /// What it answers; 0: it hangs up.
+    /// The status of its responses; 0 closes the connection.
     status: Arc<AtomicU16>,
     received: Arc<Mutex<Lines>>,
     head: Arc<Mutex<String>>,
 }
 
 impl LogStore {
-    /// On the engine's own bridge, which containers of all networks reach.
+    /// Listens on the engine's bridge, which containers of all networks can reach.
     fn start() -> Self {
         let gateway = "{{(index .IPAM.Config 0).Gateway}}";
         let gateway = docker(&["network", "inspect", "bridge", "--format", gateway]);
@@ -76,7 +76,7 @@ impl LogStore {
         let status = Arc::new(200.into());
         let store = Self { address, status, received: Arc::default(), head: Arc::default() };
         let server = store.clone();
-        // Ends with the tests.
+        // The thread ends with the tests.
         thread::spawn(move || {
             for stream in listener.incoming() {
                 let server = server.clone();
@@ -98,17 +98,17 @@ impl LogStore {
         self.received.lock().unwrap()
     }
 
-    /// Lines of a service of the stack.
+    /// Returns the lines of a service of the stack.
     fn lines(&self, service: &str) -> Vec<Value> {
         self.received().get(service).cloned().unwrap_or_default()
     }
 
-    /// The head of the last request that it answered with 200.
+    /// Returns the head of the last request that was answered with 200.
     fn head(&self) -> String {
         self.head.lock().unwrap().clone()
     }
 
-    /// Answers the requests of one connection until it ends.
+    /// Serves the requests of one connection until the connection ends.
     fn serve(&self, stream: &TcpStream) -> Option<()> {
         let mut reader = BufReader::new(stream);
         loop {
@@ -137,7 +137,7 @@ fn collector(stack: &Stack) -> String {
     stack.project.containers("logs").remove(0)
 }
 
-/// Runs a shell script in a container that is one of the project to the engine, and is removed when this is dropped.
+/// Runs a shell script in a container that belongs to the project, and removes the container on drop.
 struct Speaker(String);
 
 impl Speaker {
@@ -146,13 +146,13 @@ impl Speaker {
         let labels = [project, format!("com.docker.compose.service={service}")];
         let options = ["--detach", "--label", &labels[0], "--label", &labels[1]];
         let engine = ["--log-opt", "labels=com.docker.compose.project,com.docker.compose.service"];
-        // It stays, with its file, until it is removed.
+        // The container and its log file stay until they are removed.
         let script = format!("{script}\nsleep 600");
         let run = [&["run"], &options[..], &engine, more, &["busybox:1.37", "sh", "-c", &script]].concat();
         Self(docker(&run).trim().to_owned())
     }
 
-    /// Says `count` numbered lines, some 100 in each 40 ms.
+    /// Prints `count` numbered lines, some 100 every 40 ms.
     fn counting(stack: &Stack, service: &str, max_size: &str, count: usize) -> Self {
         let script = format!(
             r#"i=0; while [ $i -lt {count} ]; do i=$((i + 1))
@@ -170,7 +170,7 @@ impl Drop for Speaker {
     }
 }
 
-/// Waits until each number of a speaker is there, and tells how many came more than once.
+/// Waits until the store has each number of a speaker. Returns how many arrived more than once.
 fn await_numbers(store: &LogStore, service: &str, count: usize) -> usize {
     eventually(Duration::from_secs(40), service, || {
         let received = store.received();
@@ -183,7 +183,7 @@ fn await_numbers(store: &LogStore, service: &str, count: usize) -> usize {
     })
 }
 
-/// Makes requests with ids of their own.
+/// Sends requests with generated IDs.
 fn request(stack: &Stack, name: &str, count: usize) {
     let mut client = stack.client();
     for number in 0..count {
@@ -192,7 +192,7 @@ fn request(stack: &Stack, name: &str, count: usize) {
     }
 }
 
-/// Waits until nginx's line of each of these requests is there, and the service's, and tells how many came more than
+/// Waits until the store has the lines of nginx and of the service for each request. Returns how many arrived more than
 /// once.
 fn await_requests(store: &LogStore, name: &str, count: usize) -> usize {
     let prefix = format!("{name}-");
@@ -212,7 +212,7 @@ fn forwards_a_requests_lines(stack: &Stack, store: &LogStore) {
     let start = Instant::now();
     request(stack, "first", 1);
     assert_eq!(await_requests(store, "first", 1), 0);
-    println!("in the store {:.1?} after the request", start.elapsed());
+    println!("stored {:.1?} after the request", start.elapsed());
     let find = |service: &str| {
         let line = store.lines(service).into_iter().find(|line| line["request_id"] == "first-0").unwrap();
         assert_eq!(line["project"], stack.project.name.as_str());
@@ -238,7 +238,7 @@ fn is_hardened(stack: &Stack, _: &LogStore) {
     assert!(!stack.project.command(&write).output().unwrap().status.success());
 }
 
-fn brings_everything_into_one_shape(stack: &Stack, store: &LogStore) {
+fn brings_all_lines_into_one_format(stack: &Stack, store: &LogStore) {
     for service in ["postgres", "redis", "migrate"] {
         eventually(Duration::from_secs(10), service, || store.lines(service).pop());
     }
@@ -250,7 +250,7 @@ fn brings_everything_into_one_shape(stack: &Stack, store: &LogStore) {
     assert_eq!((&ready["level"], &ready["service"]), (&"INFO".into(), &"postgres".into()));
     assert!(ready["time"].as_str().unwrap().ends_with('Z'));
 
-    // Each goes on as it is; an object that is none, or forges a name, becomes the message of one.
+    // Objects are forwarded unchanged. Text that is no object, or forges a reserved name, becomes the message of an object.
     let objects = [
         r#"{"number":0.003,"big":18446744073709551615,"text":"\u0000\\ \"}{","flag":true}"#,
         r#"{ "nested" : {"list":[1,"2",null]} }"#,
@@ -291,24 +291,21 @@ fn brings_everything_into_one_shape(stack: &Stack, store: &LogStore) {
         assert_eq!((&line["message"], &line["service"]), (&said.into(), &"speaker".into()));
     }
     assert!(lines.iter().all(|line| line["project"] == stack.project.name.as_str()));
-    // The engine cut it into five; that of 3,000,000 bytes is above the limit of 1 MiB.
+    // The engine split this line into five. The line of 3,000,000 bytes exceeds the limit of 1 MiB.
     assert_eq!(lines[12]["message"].as_str().unwrap().len(), 65_536);
     assert_eq!(lines.len(), 14);
 }
 
-fn follows_files_that_are_rotated(stack: &Stack, store: &LogStore) {
+fn follows_rotated_files(stack: &Stack, store: &LogStore) {
     const COUNT: usize = 16_000;
     let start = Instant::now();
     let _speaker = Speaker::counting(stack, "rotated", "1m", COUNT);
     let twice = await_numbers(store, "rotated", COUNT);
-    println!(
-        "{COUNT} lines in {:.1?}, their file rotated at 1 MB: none missing, {twice} twice",
-        start.elapsed()
-    );
+    println!("{COUNT} lines in {:.1?}, rotated at 1 MB: none missing, {twice} duplicated", start.elapsed());
     assert_eq!(twice, 0);
 }
 
-fn goes_on_where_it_stopped(stack: &Stack, store: &LogStore) {
+fn continues_where_it_stopped(stack: &Stack, store: &LogStore) {
     const COUNT: usize = 20_000;
     let _speaker = Speaker::counting(stack, "restarted", "10m", COUNT);
     request(stack, "before", 100);
@@ -319,15 +316,15 @@ fn goes_on_where_it_stopped(stack: &Stack, store: &LogStore) {
     for name in ["before", "meanwhile", "after"] {
         assert_eq!(await_requests(store, name, 100), 0, "{name}");
     }
-    // A position is saved with each batch that the buffer has; a kill may come between.
+    // The position is saved with each buffered batch; a kill may come before that.
     docker(&["kill", &collector(stack)]);
     docker(&["start", &collector(stack)]);
     let twice = await_numbers(store, "restarted", COUNT);
-    println!("{COUNT} lines over a stop and a kill: none missing, {twice} twice");
-    assert!(twice <= 1000, "more than a batch");
+    println!("{COUNT} lines across a stop and a kill: none missing, {twice} duplicated");
+    assert!(twice <= 1000, "more duplicates than one batch");
 }
 
-fn outlives_a_store_that_is_down(stack: &Stack, store: &LogStore) {
+fn survives_an_outage_of_the_store(stack: &Stack, store: &LogStore) {
     const COUNT: usize = 20_000;
     store.answer(503);
     let _speaker = Speaker::counting(stack, "unheard", "10m", COUNT);
@@ -348,7 +345,7 @@ fn outlives_a_store_that_is_down(stack: &Stack, store: &LogStore) {
             text.lines().find(|line| line.starts_with("dst.http;") && line.contains(&format!(";a;{name};")));
         line.unwrap().rsplit(';').next().unwrap().parse::<usize>().unwrap()
     };
-    // Full: no more is queued than before for two seconds. A try to send takes some out for a moment.
+    // Full: the queue does not grow for two seconds. A retry takes lines out of the queue briefly.
     let (mut queued, mut since) = (0, Instant::now());
     eventually(Duration::from_secs(30), "a full buffer", || {
         let now = count("queued");
@@ -357,19 +354,19 @@ fn outlives_a_store_that_is_down(stack: &Stack, store: &LogStore) {
         }
         (queued > 1000 && since.elapsed() > Duration::from_secs(2)).then_some(())
     });
-    println!("a buffer of 4 MiB has {queued} lines");
+    println!("a buffer of 4 MiB holds {queued} lines");
     assert!(queued < COUNT);
     store.answer(0);
     docker(&["restart", &collector(stack)]);
     request(stack, "down-still", 100);
     store.answer(200);
     let twice = await_requests(store, "down", 200) + await_numbers(store, "unheard", COUNT);
-    println!("{COUNT} lines while the store was down: none missing, {twice} twice");
-    assert!(twice <= 1000, "more than a batch");
+    println!("{COUNT} lines while the store was down: none missing, {twice} duplicated");
+    assert!(twice <= 1000, "more duplicates than one batch");
     assert_eq!(count("dropped"), 0);
 }
 
-fn stops_nobody_when_it_is_stuck(stack: &Stack, store: &LogStore) {
+fn blocks_no_service_when_it_is_stuck(stack: &Stack, store: &LogStore) {
     let collector = collector(stack);
     let meter = Meter::new(stack.address, 200);
     let (unhealthy, findings) = meter.run(|| {
@@ -378,7 +375,7 @@ fn stops_nobody_when_it_is_stuck(stack: &Stack, store: &LogStore) {
         await_health(&collector, "unhealthy", Duration::from_secs(60))
     });
     docker(&["kill", "--signal", "CONT", &collector]);
-    println!("unhealthy {unhealthy:.1?} after it was stopped; {findings}");
+    println!("unhealthy {unhealthy:.1?} after the stop; {findings}");
     assert_eq!(findings.losses(), 0);
     assert!(findings.slowest < Duration::from_secs(1), "{:?}", findings.slowest);
     assert_eq!(await_requests(store, "stuck", 100), 0);

@@ -1,6 +1,6 @@
-//! Prometheus in the production stack: what it finds, what its rules make of it, and that no panel of the dashboards is
-//! empty. Grafana is not started: what the compose file says of it is looked at. And one request, found again wherever
-//! it was: nginx's log, the service's log, its spans, and PostgreSQL's log.
+//! Prometheus in the production stack: its targets, its rules, and that no panel of the dashboards is empty. Grafana is not
+//! started; only its compose configuration is checked. Also follows one request through nginx's log, the service's log, its
+//! spans, and PostgreSQL's log.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -24,7 +24,7 @@ const LIMIT: Duration = Duration::from_secs(90);
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 const PARENT: &str = "00f067aa0ba902b7";
 const REQUEST: &str = "from-the-caller";
-/// Holds the row for longer than log_min_duration_statement (1 s), and for less than lock_timeout (2 s).
+/// Locks the row for longer than log_min_duration_statement (1 s) and shorter than lock_timeout (2 s).
 const HOLD: &str =
     "begin; select from notes where text = 'followed' for update; select pg_sleep(1.7); commit";
 
@@ -34,7 +34,7 @@ pub struct Prometheus {
 }
 
 impl Prometheus {
-    /// Starts the stack with these colours, and finds it.
+    /// Starts the stack with these colors and finds the address of Prometheus.
     pub fn start(stack: &Stack, colors: &[&str]) -> Self {
         let up =
             ["--profile", "*", "up", "--detach", "--wait", "--wait-timeout", "120", "nginx", "prometheus"];
@@ -50,7 +50,7 @@ impl Prometheus {
         answer(Command::new("curl").args(["--silent", &format!("{}/{path}", self.url)]))
     }
 
-    /// The samples of an expression at this moment, with their labels; not those that are NaN.
+    /// Returns the current samples of an expression with their labels, except NaN.
     #[track_caller]
     pub fn query(&self, expression: &str) -> Vec<(Value, f64)> {
         let query = format!("query={expression}");
@@ -70,7 +70,7 @@ fn answer(command: &mut Command) -> Value {
     answer["data"].take()
 }
 
-/// Title and expression of everything that a dashboard asks for.
+/// Returns the title and expression of every query of a dashboard.
 fn queries(dashboard: &str) -> Vec<(String, String)> {
     let text = fs::read_to_string(root().join("deploy/grafana/dashboards").join(dashboard)).unwrap();
     let dashboard: Value = serde_json::from_str(&text).unwrap();
@@ -81,10 +81,10 @@ fn queries(dashboard: &str) -> Vec<(String, String)> {
         }
     }
     assert!(queries.len() > 20);
-    // Four scrapes, which is the least that Grafana takes.
+    // Four scrapes, the minimum that Grafana uses.
     let asked = |(title, expression): (String, String)| {
         let expression = expression.replace("$__rate_interval", "20s");
-        // What a panel shows instead of nothing would hide that there is nothing.
+        // Removes the fallback of a panel, which would hide missing data.
         let real = expression.strip_suffix(" or vector(0)").unwrap_or(&expression);
         (title, real.to_owned())
     };
@@ -112,28 +112,28 @@ fn the_dashboards_and_rules_on_the_production_stack() {
         });
     });
     if is_full() {
-        tells_what_was_cut_off(&stack, &prometheus);
+        reports_aborted_work(&stack, &prometheus);
         forgets_what_was_stopped(&prometheus);
     }
     is_hardened(&stack);
     grafana_is_hardened(&stack);
-    println!("{:.1?} in all", start.elapsed());
+    println!("{:.1?} in total", start.elapsed());
 }
 
-/// Every route, with answers of every kind.
+/// Requests every route, with all kinds of responses.
 fn ask_for_everything(stack: &Stack, stop: &AtomicBool) {
     let replica = address(stack, &stack.app());
     let mut made: u32 = 0;
     while !stop.load(Ordering::Relaxed) {
         made += 1;
-        // Until an answer is missing.
+        // Stops at the first missing response.
         let _ = (|| {
             let mut client = Client::try_connect(stack.address)?;
             let json = ("content-type", "application/json");
             let body = json!({"text": format!("note {made}")}).to_string();
             let note = client.try_request("POST", "/v1/notes", &[json], &body)?;
             client.try_request("POST", "/v1/notes", &[json], "{}")?;
-            // nginx's own errors are none.
+            // Errors of nginx itself have another format.
             let note: Value = serde_json::from_str(&note.body).ok()?;
             let path = format!("/v1/notes/{}", note["id"]);
             for _ in 0..5 {
@@ -145,7 +145,7 @@ fn ask_for_everything(stack: &Stack, stop: &AtomicBool) {
             client.try_request("GET", "/nothing", &[], "")?;
             client.try_request("GET", "/health/ready", &[], "")
         })();
-        // nginx would let no such head through.
+        // Directly, because nginx would reject this head.
         Client::try_connect(replica).and_then(|mut client| client.write(b"NONSENSE\r\n\r\n"));
         thread::park_timeout(Duration::from_millis(20));
     }
@@ -153,7 +153,7 @@ fn ask_for_everything(stack: &Stack, stop: &AtomicBool) {
 
 fn finds_every_replica(prometheus: &Prometheus) {
     let start = Instant::now();
-    eventually(LIMIT, "two replicas of each colour", || {
+    eventually(LIMIT, "two replicas of each color", || {
         let up = |color: &str| prometheus.query(&format!("up{{job=\"app\", color=\"{color}\"}} == 1")).len();
         (up("blue") == 2 && up("green") == 2).then_some(())
     });
@@ -217,31 +217,31 @@ fn fills_every_panel(prometheus: &Prometheus) {
     println!("-- fills every panel: {} queries, {:.1?}", queries.len(), start.elapsed());
 }
 
-/// A client that reads none of its answers holds a drain up until its deadline.
-fn tells_what_was_cut_off(stack: &Stack, prometheus: &Prometheus) {
+/// A client that does not read its responses holds a drain until its deadline.
+fn reports_aborted_work(stack: &Stack, prometheus: &Prometheus) {
     let body = json!({"text": "x".repeat(1900)});
     for _ in 0..100 {
         assert_eq!(stack.client().send("POST", "/v1/notes", &[], &body).status, 201);
     }
     let mut client = Client::connect(address(stack, &stack.project.containers("green")[0]));
-    // 20 MB, more than the kernel keeps for it.
+    // 20 MB, more than the kernel buffers.
     client.write(&b"GET /v1/notes?limit=100 HTTP/1.1\r\nhost: a\r\n\r\n".repeat(100)).unwrap();
     stack.project.compose(&["--profile", "green", "stop", "green"]);
     let start = Instant::now();
     let alert = "ALERTS{alertname=\"WorkCutOff\", alertstate=\"firing\", color=\"green\"}";
     eventually(LIMIT, "the alert", || (prometheus.query(alert).len() == 1).then_some(()));
-    println!("-- tells what was cut off: {:.1?}", start.elapsed());
+    println!("-- reports aborted work: {:.1?}", start.elapsed());
 }
 
-/// The engine's name server has to say that a colour has no address, rather than that it failed.
+/// The engine's DNS has to return no addresses for a stopped color, instead of an error.
 fn forgets_what_was_stopped(prometheus: &Prometheus) {
     let start = Instant::now();
     eventually(LIMIT, "forgotten", || prometheus.query("up{color=\"green\"}").is_empty().then_some(()));
-    println!("-- forgets what was stopped: {:.1?}", start.elapsed());
+    println!("-- forgets a stopped color: {:.1?}", start.elapsed());
     assert_eq!(prometheus.query("up{color=\"blue\"} == 1").len(), 2);
 }
 
-/// Of a replica, past nginx.
+/// Returns the address of a replica, to bypass nginx.
 fn address(stack: &Stack, container: &str) -> SocketAddr {
     let networks = inspect("container", container)["NetworkSettings"]["Networks"].take();
     let address = networks[stack.project.network("front")]["IPAddress"].as_str().unwrap().to_owned();
@@ -250,7 +250,7 @@ fn address(stack: &Stack, container: &str) -> SocketAddr {
 
 fn is_hardened(stack: &Stack) {
     assert_hardened(stack, "prometheus", "65534");
-    // It sees the service, and neither what is behind nor what is before it.
+    // Prometheus reaches the service, but neither its dependencies nor nginx.
     let network = stack.project.network("observe");
     let reaches = |host: &str, port: &str| probe(&["--network", &network], &["nc", "-w", "2", host, port]).0;
     assert!(reaches("blue", "9090"));
@@ -284,7 +284,7 @@ fn grafana_is_hardened(stack: &Stack) {
 fn a_request_is_followed_from_the_edge_to_the_statement() {
     let mut stack = Stack::new("followed");
     let collector = Collector::start();
-    // The address of this machine in a network of the service, which exists from here on.
+    // The address of this machine in a network of the service, which exists from now on.
     stack.project.compose(&["create", "--quiet-pull", "postgres"]);
     let network = inspect("network", &stack.project.network("back"));
     let gateway = network["IPAM"]["Config"][0]["Gateway"].as_str().unwrap();
@@ -331,7 +331,7 @@ fn a_request_is_followed_from_the_edge_to_the_statement() {
     assert_eq!((&edge["traceparent"], &edge["status"]), (&json!(ours), &json!(204)), "{edge}");
     assert_eq!((&inner["trace_id"], &inner["span_id"]), (&json!(TRACE), &json!(span_id)), "{inner}");
     let statement = eventually(Duration::from_secs(5), "the statement in the log", || {
-        // The server's log is on standard error, which is not what `docker` returns.
+        // The server logs to standard error, which `docker` does not return.
         let log = Command::new("docker").args(["logs", &postgres]).output().unwrap();
         let log = String::from_utf8_lossy(&log.stderr).into_owned();
         let is_ours =
@@ -340,7 +340,7 @@ fn a_request_is_followed_from_the_edge_to_the_statement() {
     });
     println!("{statement}");
 
-    // What does not look like an id is replaced, and the caller is told.
+    // An invalid ID is replaced, and the response contains the new ID.
     let answer = client.request("GET", "/v1/notes", &[("x-request-id", "a b\"c")], "");
     assert_eq!(answer.header("x-request-id").unwrap().len(), 32);
     assert_eq!(docker(&["inspect", "--format", "{{.RestartCount}}", &stack.app()]).trim(), "0");

@@ -1,4 +1,4 @@
-//! The production stack, as docker-compose.prod.yml has it: served through nginx, attacked, and taken apart.
+//! The production stack of docker-compose.prod.yml: served through nginx, attacked, and inspected.
 
 use std::process::Command;
 use std::thread;
@@ -13,9 +13,9 @@ use crate::support::http::Client;
 use crate::support::meter::Meter;
 use crate::support::{eventually, free_port};
 
-/// What the service may use, in bytes.
+/// Memory limit of the service in bytes.
 const MEMORY: u64 = 128 << 20;
-/// The first that is written.
+/// The first note that is written.
 const NOTE: &str = "/v1/notes/1";
 
 #[test]
@@ -30,9 +30,9 @@ fn the_production_stack() {
         check(&stack);
         println!("-- {name}: {:.1?}", start.elapsed());
     };
-    timed(("serves through its front door", serves_through_its_front_door));
+    timed(("serves through nginx", serves_through_nginx));
     let quiet: [Check; 7] = [
-        ("shows the world no metrics and no details", shows_no_metrics_and_no_details),
+        ("exposes no metrics and no details", exposes_no_metrics_and_no_details),
         ("migrates once, before the service", migrates_once),
         ("is hardened while it runs", is_hardened),
         ("is sized to its container", is_sized_to_its_container),
@@ -40,7 +40,7 @@ fn the_production_stack() {
         ("keeps its networks apart", keeps_its_networks_apart),
         ("shows no secret", shows_no_secret),
     ];
-    // A minute of waiting, beside checks that neither load the stack nor change it.
+    // One minute of waiting, in parallel with checks that neither load nor change the stack.
     thread::scope(|scope| {
         scope.spawn(|| {
             timed(("posts at the edge of the idle timeouts", posts_at_the_edge_of_the_idle_timeouts));
@@ -49,7 +49,7 @@ fn the_production_stack() {
     });
     let loud: [Check; 4] = [
         ("stops a replica under load", stops_a_replica_under_load),
-        ("notices replicas that come", notices_replicas),
+        ("notices new replicas", notices_new_replicas),
         ("is unhealthy without its database", is_unhealthy_without_its_database),
         ("survives an attack", survives_an_attack),
     ];
@@ -59,7 +59,7 @@ fn the_production_stack() {
     assert_eq!(stack.project.remains(), "");
 }
 
-fn serves_through_its_front_door(stack: &Stack) {
+fn serves_through_nginx(stack: &Stack) {
     let mut client = stack.client();
     let answer = client.send("POST", "/v1/notes", &[], &json!({"text": "first"}));
     assert_eq!((answer.status, answer.json()), (201, json!({"id": 1, "text": "first"})));
@@ -70,7 +70,7 @@ fn serves_through_its_front_door(stack: &Stack) {
     assert_eq!(client.get("/v1/notes").json()["items"].as_array().unwrap().len(), 1);
     let answer = client.get("/nothing");
     assert_eq!((answer.status, answer.header("content-type")), (404, Some("application/problem+json")));
-    // The body limit of nginx is that of the service, which answers in its own words below it.
+    // nginx has the same body limit as the service. The service itself answers bodies just below it.
     let body = |bytes: usize| {
         let headers = [("content-type", "application/json")];
         stack.client().request("POST", "/v1/notes", &headers, &" ".repeat(bytes)).status
@@ -78,7 +78,7 @@ fn serves_through_its_front_door(stack: &Stack) {
     assert_eq!((body(1 << 20), body((1 << 20) + 1)), (400, 413));
 }
 
-fn shows_no_metrics_and_no_details(stack: &Stack) {
+fn exposes_no_metrics_and_no_details(stack: &Stack) {
     let mut client = stack.client();
     assert_eq!(client.get("/metrics").status, 404);
     assert_eq!(client.get("/health/live").status, 200);
@@ -100,7 +100,7 @@ fn migrates_once(stack: &Stack) {
     assert!(state["FinishedAt"].as_str() < started.as_str());
 }
 
-/// What every container of the stack keeps, whose first process is `uid`'s.
+/// Checks the hardening of a container of the stack, whose first process runs as `uid`.
 pub fn assert_hardened(stack: &Stack, service: &str, uid: &str) {
     let container = stack.project.containers(service).remove(0);
     let details = inspect("container", &container);
@@ -120,7 +120,7 @@ pub fn assert_hardened(stack: &Stack, service: &str, uid: &str) {
     let published = host["PortBindings"].as_object().map_or(0, serde_json::Map::len);
     assert_eq!(published, usize::from(service == "nginx"), "{service}");
 
-    // What the kernel says of its first process.
+    // The kernel's view of its first process.
     let shared = format!("container:{container}");
     let (read, status) = probe(&["--pid", &shared], &["cat", "/proc/1/status"]);
     assert!(read);
@@ -132,7 +132,7 @@ pub fn assert_hardened(stack: &Stack, service: &str, uid: &str) {
     assert_eq!((field("NoNewPrivs"), field("Seccomp")), ("1".to_owned(), "2".to_owned()), "{service}");
     assert_eq!(field("Uid").split_whitespace().collect::<Vec<_>>(), [uid; 4], "{service}");
 
-    // Nothing can be written but what is mounted for it.
+    // Only mounts for writing are writable.
     let copy = Command::new("docker")
         .args(["cp", "/etc/hostname", &format!("{container}:/written")])
         .output()
@@ -145,20 +145,20 @@ fn is_hardened(stack: &Stack) {
     for (service, uid) in [("nginx", "101"), ("blue", "65532"), ("postgres", "999"), ("redis", "999")] {
         assert_hardened(stack, service, uid);
     }
-    // A disk that is slow stops nginx otherwise: docs/observability.md.
+    // Otherwise a slow disk blocks nginx: docs/observability.md.
     let nginx = inspect("container", &stack.project.containers("nginx")[0])["HostConfig"]["LogConfig"].take();
     assert_eq!(nginx["Config"]["mode"], "non-blocking");
     let limits = &inspect("container", &stack.app())["HostConfig"]["Ulimits"][0];
     assert!(limits["Name"] == "nofile" && limits["Hard"].as_u64() <= Some(20_000), "{limits}");
     assert_eq!(inspect("container", &stack.app())["Config"]["StopTimeout"], 30);
-    // The image's own tools, in the containers that have some, as their own users.
+    // Commands of the images, in containers that have some, run as their own users.
     for service in ["nginx", "postgres", "redis"] {
         let mut touch = stack.project.command(&["exec", "--no-TTY", service, "touch", "/etc/written"]);
         assert!(!touch.output().unwrap().status.success(), "{service}");
     }
 }
 
-/// Starts the image alone on so many CPUs and returns its line "listening".
+/// Starts only the image with this many CPUs and returns its line "listening".
 fn listening(cpus: &str) -> Value {
     let settings = [
         "APP__DATABASE__HOST=127.0.0.1",
@@ -199,7 +199,7 @@ fn is_sized_to_its_container(stack: &Stack) {
     }
 }
 
-/// Wrong settings end the service; the engine must neither give up nor keep a core busy with starting it.
+/// Configuration errors end the service. The engine must neither give up nor restart it in a busy loop.
 fn is_restarted_with_growing_delays(_: &Stack) {
     let image = format!("{IMAGE}:clean");
     let container = docker(&["run", "--detach", "--restart", "unless-stopped", "--network", "none", &image]);
@@ -208,7 +208,7 @@ fn is_restarted_with_growing_delays(_: &Stack) {
     eventually(Duration::from_secs(30), "6 restarts", || (restarts() >= 6).then_some(()));
     let time = start.elapsed();
     docker(&["rm", "--force", container]);
-    println!("6 restarts with wrong settings took {time:.1?}");
+    println!("6 restarts with configuration errors took {time:.1?}");
     // 0.1 + 0.2 + 0.4 + 0.8 + 1.6 s before the last.
     assert!(time >= Duration::from_secs(3), "{time:?}");
     let once = Command::new("docker").args(["run", "--rm", "--network", "none", &image]).output().unwrap();
@@ -251,8 +251,8 @@ fn keeps_its_networks_apart(stack: &Stack) {
         "3",
         &target,
     ];
-    assert_eq!(stack.project.command(&curl).output().unwrap().status.code(), Some(28), "timed out");
-    // No way out from the inner networks.
+    assert_eq!(stack.project.command(&curl).output().unwrap().status.code(), Some(28), "expected a timeout");
+    // The inner networks have no route out.
     for network in ["front", "back"] {
         let network = stack.project.network(network);
         let (_, routes) = probe(&["--network", &network], &["ip", "route"]);
@@ -278,7 +278,7 @@ fn shows_no_secret(stack: &Stack) {
         }
         assert!(!stack.project.compose(&["logs"]).contains(&secret), "{name}");
     }
-    // The service is not the superuser, and the password is asked for.
+    // The service is not a superuser, and the password is required.
     let query = |user: &str, password: &str, text: &str| {
         let environment = format!("PGPASSWORD={password}");
         let psql = ["psql", "-h", "postgres", "-U", user, "-d", "app", "-qtAc", text];
@@ -299,7 +299,7 @@ fn stops_a_replica_under_load(stack: &Stack) {
         let start = Instant::now();
         docker(&["stop", &replica]);
         let stopped = start.elapsed();
-        // Until nginx has asked for the names again, and would have tried the address again.
+        // Continues until nginx has resolved the names again, and would have retried the address.
         meter.await_more(1601, Duration::from_secs(30));
         stopped
     });
@@ -311,8 +311,8 @@ fn stops_a_replica_under_load(stack: &Stack) {
     assert!(findings.slowest < Duration::from_secs(3));
 }
 
-fn notices_replicas(stack: &Stack) {
-    // The one that was stopped, again: nginx sends it requests without being told.
+fn notices_new_replicas(stack: &Stack) {
+    // The stopped replica again: nginx notices it without a reload.
     let replica = stack.app();
     docker(&["start", &replica]);
     let healthy = await_health(&replica, "healthy", Duration::from_secs(30));
@@ -324,11 +324,11 @@ fn notices_replicas(stack: &Stack) {
         client.get(NOTE);
         (count() > before).then(|| start.elapsed())
     });
-    println!("healthy {healthy:.1?} after its start, a request {noticed:.1?} later");
+    println!("healthy {healthy:.1?} after the start, first request {noticed:.1?} later");
 }
 
-/// G18. nginx closes an idle connection to the service after 15 s, the service after 30 s: a POST that meets the close is
-/// lost, and not sent again. Clients come back 50 ms around both.
+/// G18: nginx closes an idle connection to the service after 15 s, the service after 30 s. A POST that hits the close would
+/// be lost, because it is not retried. Clients return 50 ms around both timeouts.
 fn posts_at_the_edge_of_the_idle_timeouts(stack: &Stack) {
     let start = Instant::now();
     let post = |number: u64| {
@@ -366,7 +366,7 @@ fn is_unhealthy_without_its_database(stack: &Stack) {
     assert_eq!(inspect("container", &app)["RestartCount"], 0);
 }
 
-/// Bytes that a container uses, as the engine tells.
+/// Returns the memory in bytes that a container uses, as the engine reports it.
 fn memory(container: &str) -> f64 {
     let text = docker(&["stats", "--no-stream", "--format", "{{.MemUsage}}", container]);
     let used = text.split(" / ").next().unwrap();
@@ -380,7 +380,7 @@ fn memory(container: &str) -> f64 {
     used.trim_end_matches(unit).parse::<f64>().unwrap() * factor
 }
 
-/// Past nginx, where the service has to stand by itself, and through it.
+/// Attacks the service directly, bypassing nginx, and then through nginx.
 fn survives_an_attack(stack: &Stack) {
     let app = stack.app();
     let details = inspect("container", &app);
@@ -393,7 +393,7 @@ fn survives_an_attack(stack: &Stack) {
     println!("{connections} hostile connections, at most {:.1} MiB of 128", most / f64::from(1 << 20));
     let nginx = stack.project.containers("nginx").remove(0);
     let mut most_of_nginx = 0.0_f64;
-    // At its own address: the port on 127.0.0.1 is a process of the engine, which does not live through it.
+    // At the container's address: the published port is a proxy process of the engine, which does not survive this.
     let edge = stack.project.network("edge");
     let address = inspect("container", &nginx)["NetworkSettings"]["Networks"][edge]["IPAddress"].take();
     let door = format!("{}:8080", address.as_str().unwrap()).parse().unwrap();
@@ -406,7 +406,7 @@ fn survives_an_attack(stack: &Stack) {
     assert_eq!(details["State"]["Running"], true);
     assert!(connections > 1000 && most > 0.0);
     await_health(&app, "healthy", Duration::from_secs(60));
-    // And through the front door, as if nothing had been, once it has worked off what the attack left.
+    // nginx then serves as before, once it has processed the rest of the attack.
     let start = Instant::now();
     eventually(Duration::from_secs(60), "a quick answer", || {
         let (asked, body) = (Instant::now(), json!({"text": "after"}).to_string());
@@ -415,7 +415,7 @@ fn survives_an_attack(stack: &Stack) {
             client.try_request("POST", "/v1/notes", &[("content-type", "application/json")], &body)?;
         (answer.status == 201 && asked.elapsed() < Duration::from_millis(200)).then_some(())
     });
-    println!("{:.1?} after the attack a POST is answered within 0.2 s", start.elapsed());
+    println!("a POST is answered within 0.2 s, {:.1?} after the attack", start.elapsed());
     let meter = Meter::new(stack.address, 200);
     let ((), findings) = meter.run(|| {
         meter.await_more(301, Duration::from_secs(20));
@@ -461,5 +461,5 @@ fn speaks_tls_and_http2(stack: &Stack) {
         .args(["s_client", "-tls1_1", "-connect", &format!("localhost:{port}")])
         .output()
         .unwrap();
-    assert!(!old.status.success(), "TLS 1.1 is refused");
+    assert!(!old.status.success(), "TLS 1.1 has to be rejected");
 }

@@ -1,4 +1,4 @@
-//! Releases on a production stack under load: what is lost while they succeed, fail, and are cut off.
+//! Releases on a production stack under load: losses while releases succeed, fail and are interrupted.
 
 use std::io::{BufRead, BufReader, Lines};
 use std::os::unix::process::CommandExt;
@@ -13,17 +13,17 @@ use crate::support::http::Client;
 use crate::support::load::Load;
 use crate::support::meter::{Findings, Meter};
 
-/// Requests a second.
+/// Requests per second.
 const RATE: u32 = 200;
 
-/// The next release, with a schema of its own, and one for each way in which a release can be bad.
+/// Builds the next release, which has a newer schema, and one release for each kind of failure.
 fn build_releases() {
     image();
     build("next", |checkout| {
         let migration = checkout.path().join("migrations/29991231000000_add_author.sql");
         std::fs::write(migration, "alter table notes add column author text;\n").unwrap();
     });
-    // Ready, without one of its routes.
+    // Becomes ready, but lacks one of its routes.
     build("lying", |checkout| {
         checkout.edit("src/notes.rs", r#".route("/v1/notes", "#, r#".route("/v2/notes", "#);
     });
@@ -32,7 +32,7 @@ fn build_releases() {
     variant("refusing", "ENV APP__NONSENSE=1");
 }
 
-/// Fails real requests, but none that deploy/checks has.
+/// Fails real requests, but none of deploy/checks.
 pub fn build_late() {
     build("late", |checkout| {
         let found = "note.map(axum::Json).ok_or(Error::NotFound)";
@@ -59,7 +59,7 @@ fn succeeds(command: &mut Command) {
     run(command);
 }
 
-/// Runs a release that has to fail, for this reason.
+/// Runs a release that has to fail for this reason.
 #[track_caller]
 fn fails(command: &mut Command, reason: &str) {
     let Output { status, stderr, .. } = command.output().unwrap();
@@ -68,7 +68,7 @@ fn fails(command: &mut Command, reason: &str) {
     assert!(stderr.contains(reason), "{stderr}");
 }
 
-/// A release that is under way, in a process group of its own.
+/// A running release, in a process group of its own.
 struct Running {
     child: Child,
     lines: Lines<BufReader<ChildStderr>>,
@@ -84,17 +84,17 @@ impl Running {
 
     #[track_caller]
     fn says(&mut self, text: &str) {
-        assert!(self.lines.any(|line| line.unwrap().contains(text)), "it never said {text}");
+        assert!(self.lines.any(|line| line.unwrap().contains(text)), "the output has no line with {text}");
     }
 }
 
-/// Sends a signal to a release and all that it has started; returns its exit code.
+/// Sends a signal to a release and its children. Returns its exit code.
 fn signal(mut release: Child, signal: &str) -> Option<i32> {
     run(Command::new("kill").args([signal, "--", &format!("-{}", release.id())]));
     release.wait().unwrap().code()
 }
 
-/// Kills a release when it says `text`, as a crash of the machine would; one that starts, when a replica of it is there.
+/// Kills a release when it prints `text`, like a crash of the machine. For "starting", waits for the first new replica.
 #[track_caller]
 fn cut_off(stack: &Stack, arguments: &[&str], text: &str) {
     let mut running = Running::start(&mut release(stack, arguments));
@@ -106,7 +106,7 @@ fn cut_off(stack: &Stack, arguments: &[&str], text: &str) {
     signal(running.child, "-KILL");
 }
 
-/// What serves: the tag of each replica in nginx's list.
+/// Returns the tag of each replica in nginx's list.
 fn serving(stack: &Stack) -> Vec<String> {
     let image = |name: String| docker(&["inspect", "--format", "{{.Config.Image}}", &name]);
     let tag = |name| image(name).trim().trim_start_matches(&format!("{IMAGE}:")).to_owned();
@@ -118,12 +118,12 @@ fn serving_names(stack: &Stack) -> Vec<String> {
     status.split("Requests go to:\n").nth(1).unwrap().lines().map(ToOwned::to_owned).collect()
 }
 
-/// The release that does not serve.
+/// Returns the release that does not serve.
 fn other(stack: &Stack) -> &'static str {
     if serving(stack)[0] == "clean" { "next" } else { "clean" }
 }
 
-/// Runs `work` under load, prints what was lost, and requires it to be nothing.
+/// Runs `work` under load, prints the losses and requires that there are none.
 #[track_caller]
 fn loses_nothing(stack: &Stack, what: &str, work: impl FnOnce(&Meter)) {
     let findings = under_load(stack, what, work);
@@ -152,9 +152,9 @@ fn releases() {
     type Check = fn(&Stack);
     let checks: [(&str, Check); 7] = [
         ("switches", switches),
-        ("takes bad ones back", takes_bad_ones_back),
+        ("rolls back failed releases", rolls_back_failed_releases),
         ("rolls", rolls),
-        ("goes on after being cut off", goes_on_after_being_cut_off),
+        ("recovers from an interruption", recovers_from_an_interruption),
         ("watches", watches),
         ("leaves nginx to the engine", leaves_nginx_to_the_engine),
         ("recreating loses requests", recreating_loses_requests),
@@ -168,7 +168,7 @@ fn releases() {
     assert_eq!(stack.project.remains(), "");
 }
 
-/// To the other color, again and again; of two releases one has a newer schema, on which the other has to work.
+/// Switches repeatedly between two releases, of which one has a newer schema that the other has to support.
 fn switches(stack: &Stack) {
     let count = if is_full() { 10 } else { 4 };
     loses_nothing(stack, &format!("{count} blue-green releases"), |_| {
@@ -182,17 +182,17 @@ fn switches(stack: &Stack) {
     });
     let columns = "select count(*) from information_schema.columns where column_name = 'author'";
     let psql = ["exec", "-T", "postgres", "psql", "-U", "postgres", "-d", "app", "-qtAc", columns];
-    assert_eq!(stack.project.compose(&psql).trim(), "1", "the newer schema");
+    assert_eq!(stack.project.compose(&psql).trim(), "1", "expected the newer schema");
 }
 
-fn takes_bad_ones_back(stack: &Stack) {
+fn rolls_back_failed_releases(stack: &Stack) {
     loses_nothing(stack, "bad releases", |_| {
         fails(&mut release(stack, &["refusing"]), "APP__NONSENSE");
         fails(&mut release(stack, &["no-such-tag"]), "no-such-tag");
         fails(&mut release(stack, &["unready"]), "not healthy");
         fails(&mut release(stack, &["lying"]), "GET /v1/notes?limit=1 with 404 instead of 200");
         assert_eq!(serving(stack), ["clean", "clean"]);
-        // There is nothing to roll back to: what failed is gone.
+        // There is nothing to roll back to, because the failed release was removed.
         fails(&mut release(stack, &["--rollback"]), "nothing to roll back to");
     });
     let level = || {
@@ -206,13 +206,13 @@ fn takes_bad_ones_back(stack: &Stack) {
         let start = Instant::now();
         let mut back = Running::start(&mut release(stack, &["--rollback"]));
         back.says("serves");
-        println!("by hand the other colour, which was stopped, serves after {:.1?}", start.elapsed());
+        println!("manual rollback to the stopped color took {:.1?}", start.elapsed());
         assert_eq!(back.child.wait().unwrap().code(), Some(0));
         assert!(!level());
     });
 }
 
-/// Replica by replica, never more than one beyond what serves.
+/// Replica by replica, with at most one more replica than usual.
 fn rolls(stack: &Stack) {
     loses_nothing(stack, "a rolling release, a bad one, and back by hand", |_| {
         let mut rolling = Running::start(&mut release(stack, &["--rolling", "next"]));
@@ -232,7 +232,7 @@ fn rolls(stack: &Stack) {
     });
 }
 
-fn goes_on_after_being_cut_off(stack: &Stack) {
+fn recovers_from_an_interruption(stack: &Stack) {
     loses_nothing(stack, "releases that were cut off", |_| {
         let points = ["starting", "migrating", "watching for"];
         for text in if is_full() { &points[..] } else { &points[..1] } {
@@ -241,7 +241,7 @@ fn goes_on_after_being_cut_off(stack: &Stack) {
             succeeds(&mut release(stack, &[tag]));
             assert_eq!(serving(stack), [tag, tag], "after {text}");
         }
-        // Back to the release before, by either command: what was cut off is not to be trusted.
+        // Either command returns to the previous release, because an interrupted release is not trusted.
         let before = serving(stack);
         let points = [
             ("watching for", "--rollback"),
@@ -255,7 +255,7 @@ fn goes_on_after_being_cut_off(stack: &Stack) {
             assert_eq!(serving(stack), before, "{back} after {text}");
             fails(&mut release(stack, &["--rollback"]), "nothing to roll back to");
         }
-        // With one replica of each.
+        // With one replica of each release.
         let tag = other(stack);
         cut_off(stack, &["--rolling", tag], "starting 2 of 2");
         assert_eq!(serving(stack), [tag, before[0].as_str()]);
@@ -266,7 +266,7 @@ fn goes_on_after_being_cut_off(stack: &Stack) {
             succeeds(&mut release(stack, &[tag]));
             assert_eq!(serving(stack), [tag, tag]);
         }
-        // Two at a time; and one that is told to stop takes itself back, also when nobody reads what it says.
+        // Concurrent releases. A terminated release rolls itself back, even if its output is not read.
         let before = serving(stack);
         let mut first = Running::start(release(stack, &[other(stack)]).env("WATCH", "60"));
         first.says("watching for");
@@ -278,7 +278,7 @@ fn goes_on_after_being_cut_off(stack: &Stack) {
     });
 }
 
-/// Real requests fail where no check looks. What is lost until it is taken back is bounded, and then all is well.
+/// Real requests fail that no check covers. Losses until the rollback are bounded, and there are none afterwards.
 fn watches(stack: &Stack) {
     let before = serving(stack);
     let findings = under_load(stack, "a release that fails while it is watched", |_| {
@@ -291,7 +291,7 @@ fn watches(stack: &Stack) {
     loses_nothing(stack, "afterwards", |meter| {
         meter.await_more(1000, Duration::from_secs(20));
     });
-    // All of its replicas stop while it is watched: the colour before takes over in the same moment.
+    // All replicas stop while the release is watched: the previous color takes over immediately.
     let tag = other(stack);
     loses_nothing(stack, "a release whose replicas stop while it is watched", |_| {
         let mut release = Running::start(release(stack, &[tag]).env("WATCH", "60"));
@@ -305,7 +305,7 @@ fn watches(stack: &Stack) {
     });
 }
 
-/// After a release the engine still starts nginx again when it fails, and it serves with the same list.
+/// After a release the engine still restarts a failed nginx, and nginx serves with the same list.
 fn leaves_nginx_to_the_engine(stack: &Stack) {
     let (nginx, before) = (stack.project.containers("nginx").remove(0), serving(stack));
     let master = docker(&["inspect", "--format", "{{.State.Pid}}", &nginx]);
@@ -321,7 +321,7 @@ fn leaves_nginx_to_the_engine(stack: &Stack) {
     assert_eq!(serving(stack), before);
 }
 
-/// The negative control: what the meter shows when compose does it.
+/// Negative control: the losses when compose recreates containers.
 fn recreating_loses_requests(stack: &Stack) {
     let service = if serving_names(stack)[0].contains("-blue-") { "blue" } else { "green" };
     let findings = under_load(stack, "docker compose up --force-recreate", |_| {
@@ -330,7 +330,7 @@ fn recreating_loses_requests(stack: &Stack) {
     assert!(findings.losses() > 0);
 }
 
-/// What a release of yours loses: `METER=127.0.0.1:80,/v1/notes,200,60 make meter` while it is made.
+/// Measures the losses of a release of your own: run `METER=127.0.0.1:80,/v1/notes,200,60 make meter` during the release.
 #[test]
 #[ignore = "needs a stack: `make meter`"]
 #[expect(clippy::disallowed_methods, reason = "options of a command")]
@@ -343,7 +343,7 @@ fn meter() {
     let (requests, good) = (report.0.len(), report.answers().filter(|answer| answer.status < 400).count());
     let (refused, lost, slowest) = (report.refused(), report.lost(), report.slowest());
     println!(
-        "{requests} requests: {good} good answers, {refused} refused, {lost} lost, slowest {slowest:.1?}"
+        "{requests} requests: {good} correct responses, {refused} refused, {lost} lost, slowest {slowest:.1?}"
     );
     assert_eq!(good, requests);
 }

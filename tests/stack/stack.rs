@@ -1,4 +1,4 @@
-//! A production stack of its own: secrets, a free port, and the files of a checkout.
+//! A production stack for one test: secrets, a free port, and the files of a checkout.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -15,18 +15,18 @@ use crate::support::{eventually, free_port};
 pub struct Stack {
     pub project: Project,
     pub address: SocketAddr,
-    /// Of the checkout.
+    /// Folder of the checkout.
     folder: PathBuf,
     secrets: TempDir,
 }
 
 impl Stack {
-    /// Of the image that all tests look at. Not started yet.
+    /// Creates a stack of the shared image without starting it.
     pub fn new(name: &str) -> Self {
         Self::of(image(), name)
     }
 
-    /// The same with Prometheus, Grafana and the collector of logs, which are not started with it.
+    /// The same with Prometheus, Grafana and the log collector, which `start` does not start.
     pub fn monitored(name: &str) -> Self {
         Self::with_overrides(image(), name, &["deploy/compose/observability.yml"])
     }
@@ -54,22 +54,22 @@ impl Stack {
         Self { project, address: ([127, 0, 0, 1], port).into(), folder: checkout.to_owned(), secrets }
     }
 
-    /// Without deploy/release, as compose alone does it.
+    /// Starts the stack with compose alone, without deploy/release.
     pub fn start(&self) {
         self.start_only(&[]);
     }
 
-    /// With these services and what they need; with none, all of the profiles that are on.
+    /// Starts these services and their dependencies; without services, all of the enabled profiles.
     pub fn start_only(&self, services: &[&str]) {
         let up = ["up", "--detach", "--wait", "--wait-timeout", "120"];
         self.project.compose(&[&up, services].concat());
-        // nginx asks for the names of replicas every 3 s.
+        // nginx resolves the names of the replicas every 3 s.
         eventually(Duration::from_secs(10), "a replica that nginx knows", || {
             (self.client().get("/health/ready").status == 200).then_some(())
         });
     }
 
-    /// A command of deploy/ for this stack.
+    /// Returns a command of deploy/ for this stack.
     pub fn command(&self, name: &str, arguments: &[&str]) -> Command {
         let mut command = Command::new(self.folder.join("deploy").join(name));
         command.args(arguments).envs(self.project.environment());
@@ -80,12 +80,12 @@ impl Stack {
         Client::connect(self.address)
     }
 
-    /// Container of the first replica of blue.
+    /// Returns the container of the first blue replica.
     pub fn app(&self) -> String {
         self.project.containers("blue").remove(0)
     }
 
-    /// How many containers of a service run.
+    /// Returns the number of running containers of a service.
     pub fn running(&self, service: &str) -> usize {
         let project = format!("label=com.docker.compose.project={}", self.project.name);
         let service = format!("label=com.docker.compose.service={service}");

@@ -1,4 +1,4 @@
-//! From the sources to a registry and into service: each command of docs/operations.md, in its order.
+//! From the sources to a registry and to production: each command of docs/operations.md, in order.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -11,11 +11,11 @@ use crate::docker::{Checkout, docker, inspect, look_into, root, run};
 use crate::stack::Stack;
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
-/// The image of the registry, which has cosign as well: of the same major version as the one in release.yml.
+/// The image of the registry, which also contains cosign, with the major version of release.yml.
 const REGISTRY: &str = "app-test-registry";
 const REGISTRY_BASE: &str = "debian:forky-slim";
 
-/// A registry on a loopback port, where the engine speaks plain HTTP.
+/// A registry on a loopback port, where the engine uses plain HTTP.
 struct Registry {
     container: String,
     address: String,
@@ -49,7 +49,7 @@ impl Drop for Registry {
     }
 }
 
-/// A program `name` in `folder`, which this PATH has first.
+/// Creates a program `name` in `folder` and returns a PATH that finds it first.
 fn program(folder: &Path, name: &str, script: &str) -> String {
     let path = folder.join(name);
     fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
@@ -57,8 +57,8 @@ fn program(folder: &Path, name: &str, script: &str) -> String {
     format!("{}:{}", folder.display(), run(Command::new("printenv").arg("PATH")).trim())
 }
 
-/// This PATH has an engine that runs a scanner of the test's own in place of grype: it says what it is asked, and what
-/// counts is that its verdict is kept.
+/// Returns a PATH with a fake engine that replaces grype. The fake prints its input; the test checks that its verdict is
+/// respected.
 fn with_a_scanner(folder: &Path) -> String {
     let engine = run(Command::new("which").arg("docker"));
     let scan = "cat >&2; echo \"$@\" >&2; exit \"${VERDICT:-0}\"";
@@ -66,7 +66,7 @@ fn with_a_scanner(folder: &Path) -> String {
     program(folder, "docker", &script)
 }
 
-/// A checkout that is committed, the image `name` that is made from it, and a registry.
+/// A committed checkout, the image `name` built from it, and a registry.
 struct Release {
     registry: Registry,
     checkout: Checkout,
@@ -88,7 +88,7 @@ impl Release {
         release
     }
 
-    /// At one time, so that each test builds the same commit.
+    /// Uses a fixed time, so that each test builds the same commit.
     fn git(&self, arguments: &[&str]) -> String {
         run(Command::new("git").current_dir(self.checkout.path()).args(arguments).envs([
             ("GIT_AUTHOR_NAME", "test"),
@@ -100,7 +100,7 @@ impl Release {
         ]))
     }
 
-    /// A command of the checkout's own scripts/image.
+    /// Returns a command of the checkout's scripts/image.
     fn image(&self, command: &str) -> Command {
         let mut script = Command::new(self.checkout.path().join("scripts/image"));
         script.arg(command).env("IMAGE", &self.name);
@@ -126,7 +126,7 @@ fn from_the_sources_into_service() {
     let Release { registry, checkout, name, revision } = &release;
     let built = inspect("image", &format!("{name}:{VERSION}"));
     let committed = &built["Config"]["Labels"]["org.opencontainers.image.created"];
-    assert_eq!(&built["Created"], committed, "the time of the commit");
+    assert_eq!(&built["Created"], committed, "the image has to have the time of the commit");
 
     let scanner = TempDir::new().unwrap();
     let mut scan = release.image("scan");
@@ -134,7 +134,7 @@ fn from_the_sources_into_service() {
     let asked = scan.output().unwrap();
     let says = String::from_utf8_lossy(&asked.stderr);
     assert!(asked.status.success() && says.contains("--fail-on high"), "{says}");
-    assert!(says.contains("pkg:cargo/axum@"), "it gets the list of crates");
+    assert!(says.contains("pkg:cargo/axum@"), "the scanner has to get the list of crates");
     assert_refused(scan.env("VERDICT", "1"), "image.sarif");
 
     let mut push = release.image("push");
@@ -145,7 +145,7 @@ fn from_the_sources_into_service() {
     assert!(tags.contains(&format!("\"{VERSION}-{revision}\"")), "{tags}");
     assert_refused(&mut push, "already exists");
 
-    // The machine that deploys has only the registry's.
+    // The target machine has only the image of the registry.
     for tag in
         [format!("{name}:{VERSION}"), format!("{remote}:{VERSION}"), format!("{remote}:{VERSION}-{revision}")]
     {
@@ -162,15 +162,15 @@ fn from_the_sources_into_service() {
     docker(&["rmi", &format!("{remote}:{VERSION}")]);
     assert_eq!(stack.project.remains(), "");
 
-    // What is not committed cannot be pushed.
+    // An image of uncommitted changes cannot be pushed.
     fs::write(checkout.path().join("src/added.rs"), "").unwrap();
     run(release.image("build").env("TAG", "dirty"));
     assert_refused(push.env("TAG", "dirty"), "uncommitted");
     docker(&["rmi", &format!("{name}:dirty")]);
 }
 
-/// What .github/workflows/release.yml does after the build, with a key of the test's own in place of a certificate from
-/// the public authority: real signatures, in a real registry.
+/// The steps of .github/workflows/release.yml after the build, with a test key instead of a certificate from the public
+/// authority: real signatures in a real registry.
 struct Publisher<'a> {
     release: &'a Release,
     folder: TempDir,
@@ -201,7 +201,7 @@ impl<'a> Publisher<'a> {
         format!("{}/published", self.release.registry.address)
     }
 
-    /// scripts/publish, as the job of a workflow.
+    /// Runs a step of scripts/publish with the environment of the workflow.
     fn step(&self, arguments: &[&str]) -> Command {
         let mut script = Command::new(self.release.checkout.path().join("scripts/publish"));
         let workflow = format!("owner/name/.github/workflows/release.yml@refs/tags/v{VERSION}");
@@ -224,7 +224,7 @@ impl<'a> Publisher<'a> {
         docker(&["buildx", "imagetools", "inspect", &image, "--format", format]).trim().to_owned()
     }
 
-    /// Pushes the image, and its binary once more for the other architecture, which nobody runs.
+    /// Pushes the image, and the same binary for the other architecture, where it is never run.
     fn push_platforms(&self) -> [String; 2] {
         let folder = self.folder.path();
         look_into(
@@ -282,7 +282,7 @@ fn a_release_is_signed_and_verified_before_it_gets_its_names() {
     assert_refused(verify().env("SIGNING_KEY", their_key), "accepted signatures do not match");
     assert_refused(&mut publisher.step(&["verify", &amd64]), "can't evaluate field Manifests");
 
-    // An older line's version, then the newest of all, beside a candidate for a newer one.
+    // A version of an older line, then the newest one, in the presence of a prerelease of a newer version.
     let names = || {
         let tags = release.tags("published");
         let (minor, _) = VERSION.rsplit_once('.').unwrap();
@@ -301,7 +301,7 @@ fn a_release_is_signed_and_verified_before_it_gets_its_names() {
     assert_eq!(publisher.digest("latest"), image);
     assert_refused(&mut publisher.step(&["promote", &another]), "already names another image");
 
-    // The image is the one of its commit.
+    // The image has to be built from its commit.
     release.git(&["commit", "--quiet", "--allow-empty", "--message", "Later"]);
     assert_refused(&mut verify(), "was not built from");
     docker(&["rmi", &format!("{}@{image}", publisher.repository()), &format!("{}:{VERSION}", release.name)]);

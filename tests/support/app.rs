@@ -1,4 +1,4 @@
-//! The service as a process: started with settings, signalled, and its whole output kept.
+//! The service as a process: starts it with settings, signals it, and keeps its complete output.
 
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
@@ -14,7 +14,7 @@ use super::http::{Client, Response};
 use super::setup::Setup;
 use super::{contract, eventually};
 
-/// A running service; killed when dropped, and its log is held against the contract then.
+/// A running service. Killed on drop; its log is then validated against the contract.
 pub struct App {
     pub address: SocketAddr,
     pub database: String,
@@ -26,7 +26,7 @@ pub struct App {
 }
 
 impl App {
-    /// Starts it and waits until it listens.
+    /// Starts the service and waits until it listens.
     pub fn spawn(setup: &Setup) -> Self {
         let mut child = setup.command(&[]).spawn().unwrap();
         let mut output = BufReader::new(child.stdout.take().unwrap());
@@ -46,14 +46,14 @@ impl App {
             let log = Arc::clone(&log);
             readers.push(thread::spawn(move || {
                 let mut line = String::new();
-                // One that SIGKILL has cut off is none.
+                // A line truncated by SIGKILL is ignored.
                 while output.read_line(&mut line).unwrap() > 0 && line.ends_with('\n') {
                     log.lock().unwrap().push(line.trim_end().to_owned());
                     line.clear();
                 }
             }));
         } else {
-            // Open and unread until the process ends.
+            // Stays open and unread until the process ends.
             readers.push(thread::spawn(move || drop((thread::park(), output))));
         }
         let text = Arc::clone(&errors);
@@ -70,7 +70,7 @@ impl App {
         self.client().get(path)
     }
 
-    /// The answer to GET `path` for somebody who waits a second, as a probe does.
+    /// Sends GET `path` with a timeout of one second, like a probe.
     pub fn probe(&self, path: &str) -> Option<Response> {
         let mut client = Client::try_connect(self.address)?;
         client.stream.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
@@ -81,12 +81,12 @@ impl App {
         Client::connect(self.address)
     }
 
-    /// The answer of `/health/ready`, or `None` while nobody listens.
+    /// Returns the response of `/health/ready`, or `None` while there is no listener.
     pub fn ready(&self) -> Option<Response> {
         Client::try_connect(self.address)?.try_request("GET", "/health/ready", &[], "")
     }
 
-    /// The value of a metric given with its labels, 0 when it is not there.
+    /// Returns the value of a metric, given with its labels; 0 if the metric does not exist.
     pub fn metric(&self, name: &str) -> f64 {
         let text = self.get("/metrics").body;
         let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
@@ -109,7 +109,7 @@ impl App {
         self.child.try_wait().unwrap().is_none()
     }
 
-    /// Waits for the exit; panics after `limit`.
+    /// Waits for the exit. Panics after `limit`.
     pub fn wait(&mut self, limit: Duration) -> (ExitStatus, Duration) {
         let start = Instant::now();
         let status = eventually(limit, "exit", || self.child.try_wait().unwrap());
@@ -121,27 +121,27 @@ impl App {
         (status, time)
     }
 
-    /// Lines of the log so far.
+    /// Returns the log lines so far.
     pub fn lines(&self) -> Vec<String> {
         self.log.lock().unwrap().clone()
     }
 
-    /// Lines of the log so far, parsed.
+    /// Returns the parsed log lines so far.
     pub fn log(&self) -> Vec<Value> {
         self.lines().iter().map(|line| serde_json::from_str(line).expect(line)).collect()
     }
 
-    /// Waits for a line of the log.
+    /// Waits for a log line that matches `check`.
     pub fn logged(&self, what: &str, check: impl Fn(&Value) -> bool) -> Value {
         eventually(Duration::from_secs(5), what, || self.log().into_iter().find(&check))
     }
 
-    /// Standard error, after the exit.
+    /// Returns standard error. Call it after the exit.
     pub fn errors(&self) -> String {
         self.errors.lock().unwrap().clone()
     }
 
-    /// Resident memory in KiB.
+    /// Returns resident memory in KiB.
     pub fn resident_kib(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();

@@ -1,4 +1,4 @@
-//! A collector of spans: takes OTLP by HTTP and keeps what it was sent.
+//! A span collector: receives OTLP over HTTP and keeps the spans.
 
 use std::io::{BufReader, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -17,13 +17,13 @@ use super::http::read_request;
 
 /// One request of the exporter.
 struct Batch {
-    /// The head as it came, in lower case.
+    /// The request head in lower case.
     head: String,
     resource: Vec<KeyValue>,
     spans: Vec<Span>,
 }
 
-/// Runs until the end of the process.
+/// Runs until the process ends.
 pub struct Collector {
     pub address: SocketAddr,
     batches: Arc<Mutex<Vec<Batch>>>,
@@ -34,7 +34,7 @@ impl Collector {
         Self::on(0)
     }
 
-    /// On all addresses, for containers as well; port 0 is any.
+    /// Listens on all addresses, so that containers can reach the collector. Port 0 selects a free port.
     pub fn on(port: u16) -> Self {
         let listener = TcpListener::bind(("0.0.0.0", port)).unwrap();
         let address = SocketAddr::from(([127, 0, 0, 1], listener.local_addr().unwrap().port()));
@@ -53,12 +53,12 @@ impl Collector {
         format!("http://{}", self.address)
     }
 
-    /// All spans so far, those of one request to us in the order in which they ended.
+    /// Returns all spans so far; the spans of one export are in the order in which they ended.
     pub fn spans(&self) -> Vec<Span> {
         self.batches.lock().unwrap().iter().flat_map(|batch| batch.spans.clone()).collect()
     }
 
-    /// Waits for `count` spans or more of a trace.
+    /// Waits for at least `count` spans of a trace.
     #[track_caller]
     pub fn trace(&self, trace_id: &str, count: usize) -> Vec<Span> {
         let of_trace = |span: &Span| hex(&span.trace_id) == trace_id;
@@ -68,23 +68,23 @@ impl Collector {
         })
     }
 
-    /// An attribute of the service that sent last.
+    /// Returns a resource attribute of the last exporter.
     pub fn resource(&self, key: &str) -> Option<String> {
         text(&self.batches.lock().unwrap().last()?.resource, key)
     }
 
-    /// Heads of the requests to us.
+    /// Returns the heads of all requests.
     pub fn heads(&self) -> Vec<String> {
         self.batches.lock().unwrap().iter().map(|batch| batch.head.clone()).collect()
     }
 }
 
-/// Lower-case hexadecimal digits, as ids are written.
+/// Formats an ID as lower-case hexadecimal digits.
 pub fn hex(id: &[u8]) -> String {
     id.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// The value of an attribute, as text.
+/// Returns the value of an attribute as text.
 pub fn text(attributes: &[KeyValue], key: &str) -> Option<String> {
     let AnyValue { value } = attributes.iter().find(|attribute| attribute.key == key)?.value.clone()?;
     match value? {

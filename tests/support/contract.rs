@@ -1,4 +1,4 @@
-//! Validates log lines against `docs/log.schema.json`: every line that a test reads.
+//! Validates every log line that a test reads against `docs/log.schema.json`.
 
 use std::sync::LazyLock;
 
@@ -25,15 +25,15 @@ fn parse(line: &str, validator: &Validator) -> Value {
 ///
 /// # Panics
 ///
-/// If the line violates the schema, has a name twice, or has a field whose name is reserved.
+/// If the line violates the schema, contains a duplicate name, or has a field with a reserved name.
 #[track_caller]
 pub fn service_line(line: &str) -> Value {
     let value = parse(line, &SERVICE);
-    // serde_json keeps the last of two equal names, so the line is longer than what was parsed.
+    // serde_json keeps the last of two equal names, so the line is longer than the parsed object.
     let compact = serde_json::to_string(&value).unwrap();
-    assert_eq!(compact.len(), line.len(), "a name twice: {line}");
+    assert_eq!(compact.len(), line.len(), "duplicate name: {line}");
     let renamed = value.as_object().unwrap().keys().find(|name| name.starts_with("field_"));
-    assert_eq!(renamed, None, "an event has a field whose name is reserved: {line}");
+    assert_eq!(renamed, None, "a field has a reserved name: {line}");
     value
 }
 

@@ -1,4 +1,4 @@
-//! An HTTP/1.1 client that sends any bytes and hides nothing.
+//! An HTTP/1.1 client that can send any bytes and returns the raw response.
 
 use std::io::{BufRead, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-/// Longest wait for bytes.
+/// Timeout for each read.
 const READ_LIMIT: Duration = Duration::from_secs(15);
 
 /// One connection.
@@ -29,7 +29,7 @@ impl Response {
         self.headers.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
     }
 
-    /// The first response in `bytes` and its length, once it is complete.
+    /// Parses the first response in `bytes` and returns its length, once it is complete.
     pub fn parse(bytes: &[u8], head_only: bool) -> Option<(Self, usize)> {
         let end = bytes.windows(4).position(|window| window == b"\r\n\r\n")?;
         let head = String::from_utf8_lossy(&bytes[..end]);
@@ -52,7 +52,7 @@ impl Response {
     }
 }
 
-/// The other side: reads one request, its head as it came and its body; `None` when the connection ends before.
+/// Server side: reads one request and returns its head and body; `None` if the connection ends first.
 pub fn read_request(reader: &mut impl BufRead) -> Option<(String, Vec<u8>)> {
     let (mut head, mut length) = (String::new(), 0);
     while !head.ends_with("\r\n\r\n") {
@@ -72,7 +72,7 @@ impl Client {
         Self::try_connect(address).unwrap()
     }
 
-    /// `None` when the connection is refused.
+    /// Returns `None` if the connection is refused.
     pub fn try_connect(address: SocketAddr) -> Option<Self> {
         let stream = TcpStream::connect_timeout(&address, READ_LIMIT).ok()?;
         stream.set_read_timeout(Some(READ_LIMIT)).unwrap();
@@ -85,7 +85,7 @@ impl Client {
         self.request("GET", path, &[], "")
     }
 
-    /// Sends JSON.
+    /// Sends a JSON body.
     #[track_caller]
     pub fn send(&mut self, method: &str, path: &str, headers: &[(&str, &str)], body: &Value) -> Response {
         let headers = [&[("content-type", "application/json")], headers].concat();
@@ -97,7 +97,7 @@ impl Client {
         self.try_request(method, path, headers, body).expect("the connection was closed without a response")
     }
 
-    /// `None` when the connection ends before the response does.
+    /// Returns `None` if the connection ends before the response is complete.
     pub fn try_request(
         &mut self,
         method: &str,
@@ -116,12 +116,12 @@ impl Client {
         self.read_response(method == "HEAD")
     }
 
-    /// Sends bytes as they are; `None` when the other side has closed.
+    /// Sends bytes unchanged. Returns `None` if the server has closed the connection.
     pub fn write(&mut self, bytes: &[u8]) -> Option<()> {
         self.stream.write_all(bytes).ok()
     }
 
-    /// Reads one response; `None` when the connection ends before it is complete.
+    /// Reads one response. Returns `None` if the connection ends before the response is complete.
     pub fn read_response(&mut self, head_only: bool) -> Option<Response> {
         loop {
             if let Some((response, length)) = Response::parse(&self.received, head_only) {
@@ -132,7 +132,7 @@ impl Client {
         }
     }
 
-    /// Whether the other side closes within the read limit, whatever it sends before.
+    /// Returns whether the server closes the connection within the read timeout, ignoring any data before.
     pub fn is_closed(&mut self) -> bool {
         while self.receive().is_some() {}
         let end = self.stream.read(&mut [0]);

@@ -1,4 +1,4 @@
-//! Load from many clients, in which the fate of each request is known.
+//! Load from many clients that records the fate of each request.
 
 use std::cell::RefCell;
 use std::net::SocketAddr;
@@ -16,7 +16,7 @@ use super::http::{Client, Response};
 use super::report::{Fate, Report, Sample};
 use super::servers::block_on;
 
-/// An answer that takes longer will never come.
+/// A response that takes longer counts as lost.
 pub const LIMIT: Duration = Duration::from_secs(15);
 
 /// One kind of request.
@@ -37,17 +37,17 @@ impl Load {
         Self { method: "POST", ..Self::get(address, path) }
     }
 
-    /// Each request on a connection of its own.
+    /// Uses a new connection for each request.
     pub fn on_fresh_connections(self) -> Self {
         Self { fresh: true, ..self }
     }
 
-    /// How many answers there have been so far.
+    /// Returns the number of responses so far.
     pub fn answered(&self) -> usize {
         self.answered.load(Ordering::Relaxed)
     }
 
-    /// Closed loop: while `during` runs, each of `clients` sends its next request when it has the last answer.
+    /// Closed loop: while `during` runs, each of `clients` sends its next request after the last response.
     pub fn closed(&self, clients: usize, during: impl FnOnce()) -> Report {
         let stop = AtomicBool::new(false);
         thread::scope(|scope| {
@@ -81,9 +81,9 @@ impl Load {
         samples
     }
 
-    /// Open loop: while `during` runs, `per_second` requests are sent whether or not earlier ones are answered.
-    /// Times count from when a request was due, so that a service that stalls cannot slow its clients down and look
-    /// well ("coordinated omission").
+    /// Open loop: while `during` runs, `per_second` requests are sent, whether or not earlier ones have a response. Times
+    /// count from the scheduled start of a request; otherwise a stalled service would slow its clients down and look
+    /// fast ("coordinated omission").
     pub fn open(&self, per_second: u32, during: impl FnOnce()) -> Report {
         let stop = AtomicBool::new(false);
         thread::scope(|scope| {
@@ -119,12 +119,12 @@ impl Load {
     }
 }
 
-/// The other side may close an idle connection: then there is something to read, the end.
+/// Returns whether an idle connection is still open: after a close there is an end to read.
 pub fn is_open(idle: &TcpStream) -> bool {
     idle.try_read(&mut [0]).is_err()
 }
 
-/// Sends a request, and gives the connection back when it stays open.
+/// Sends a request and returns the connection if it stays open.
 pub async fn exchange(
     address: SocketAddr,
     request: &[u8],
@@ -148,7 +148,7 @@ pub async fn exchange(
         }
         if let Some((answer, length)) = Response::parse(&received, false) {
             if received.len() > length {
-                return (Fate::Lost, None); // more than one answer is as wrong as none
+                return (Fate::Lost, None); // two responses are as wrong as none
             }
             let kept = (answer.header("connection") != Some("close")).then_some(stream);
             return (Fate::Answered(answer), kept);
@@ -156,7 +156,7 @@ pub async fn exchange(
     }
 }
 
-/// Ends the load also when an assertion fails.
+/// Ends the load even if an assertion fails.
 pub fn stop_after(stop: &AtomicBool, during: impl FnOnce()) {
     let result = catch_unwind(AssertUnwindSafe(during));
     stop.store(true, Ordering::Relaxed);

@@ -1,7 +1,8 @@
-//! The loss meter: clients that write and read notes through a front door at a fixed rate, and know what they are owed.
+//! The loss meter: clients write and read notes through the public entry point at a fixed rate, and know which responses
+//! to expect.
 //!
-//! Of five requests one is a POST. Half of all go over sixteen connections that are kept, in turn; the others have each
-//! a connection of its own. No request is sent twice, so whatever is missing in the end was lost on the way.
+//! One of five requests is a POST. Half of the requests share sixteen keep-alive connections; each other request has a
+//! connection of its own. No request is retried, so every missing response was lost.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
@@ -24,26 +25,26 @@ use super::load::{LIMIT, exchange, is_open, stop_after};
 use super::report::Fate;
 use super::servers::block_on;
 
-/// Connections that are kept.
+/// Number of keep-alive connections.
 const KEPT: usize = 16;
 
-/// What the meter found.
+/// Results of the meter.
 #[derive(Default)]
 pub struct Findings {
     pub requests: usize,
-    /// Requests without an answer, or with another one than the right one: when, what and why.
+    /// Requests without a response or with a wrong one: time, request and reason.
     pub failed: Vec<String>,
-    /// Notes whose writing was acknowledged.
+    /// Notes whose write was acknowledged.
     pub written: Vec<Written>,
-    /// How many of them are not there.
+    /// Number of acknowledged notes that are missing.
     pub missing: usize,
-    /// Notes that are there once more than they were written.
+    /// Number of duplicates.
     pub duplicated: usize,
     pub slowest: Duration,
     pub time: Duration,
 }
 
-/// A note, and when the service said that it is written.
+/// A note, and the time of its acknowledgement.
 #[derive(Clone)]
 pub struct Written {
     id: i64,
@@ -52,7 +53,7 @@ pub struct Written {
 }
 
 impl Findings {
-    /// How many requests did not get what they were owed.
+    /// Returns the number of requests without the expected response.
     pub fn losses(&self) -> usize {
         self.failed.len() + self.missing + self.duplicated
     }
@@ -75,16 +76,16 @@ impl fmt::Display for Findings {
     }
 }
 
-/// Load on one front door.
+/// Load on one entry point.
 pub struct Meter {
     address: SocketAddr,
     per_second: u32,
-    /// How the text of each note of this run begins.
+    /// Prefix of the text of each note of this run.
     run: String,
     answered: Arc<AtomicUsize>,
 }
 
-/// What the clients share.
+/// State shared by the clients.
 #[derive(Default)]
 struct Clients {
     answered: Arc<AtomicUsize>,
@@ -100,19 +101,19 @@ impl Meter {
         Self { address, per_second, run, answered: Arc::default() }
     }
 
-    /// How many requests have got what they were owed so far.
+    /// Returns the number of correct responses so far.
     pub fn answered(&self) -> usize {
         self.answered.load(Ordering::Relaxed)
     }
 
-    /// Waits until so many more have.
+    /// Waits for `count` more correct responses.
     #[track_caller]
     pub fn await_more(&self, count: usize, limit: Duration) {
         let enough = self.answered() + count;
         eventually(limit, "answers", || (self.answered() >= enough).then_some(()));
     }
 
-    /// Sends requests while `during` runs, whether or not earlier ones are answered, then looks for what was written.
+    /// Sends requests while `during` runs, whether or not earlier ones have a response, then looks up all written notes.
     pub fn run<T>(&self, during: impl FnOnce() -> T) -> (T, Findings) {
         let (stop, mut result) = (AtomicBool::new(false), None);
         let mut findings = thread::scope(|scope| {
@@ -166,7 +167,7 @@ impl Meter {
         findings
     }
 
-    /// The notes of this run in the list of all notes: the ids of each text.
+    /// Returns the notes of this run in the list of all notes: the IDs for each text.
     pub fn notes(&self) -> Result<HashMap<String, Vec<i64>>, String> {
         let first = "/v1/notes?limit=100";
         let mut client = Client::try_connect(self.address).ok_or("no connection")?;
@@ -198,7 +199,7 @@ struct Note {
 }
 
 impl Clients {
-    /// One of the last notes.
+    /// Returns one of the most recent notes.
     fn note(&self, turn: usize) -> Option<Written> {
         self.written.borrow().iter().rev().nth(turn % 50).cloned()
     }
@@ -246,7 +247,7 @@ impl Clients {
         }
     }
 
-    /// The connection that has been idle for longest, once there are enough of them.
+    /// Returns the connection that has been idle for longest, once there are enough connections.
     fn kept(&self) -> Option<TcpStream> {
         let mut idle = self.idle.borrow_mut();
         idle.retain(is_open);

@@ -1,5 +1,5 @@
-//! What the tests share: private servers that can be broken and a proxy that breaks the way to them, the service as a
-//! process, the contract of its log, a raw HTTP client, load that knows the fate of each request, and the loss meter.
+//! Shared by the tests: private servers that can be broken, a proxy that breaks connections to them, the service as a
+//! process, the contract of its log, a raw HTTP client, load that records the fate of each request, and the loss meter.
 #![expect(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
 
 pub mod app;
@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Polls until `check` gives a value; panics after `limit`.
+/// Polls until `check` returns a value. Panics after `limit`.
 #[track_caller]
 pub fn eventually<T>(limit: Duration, what: &str, mut check: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + limit;
@@ -31,7 +31,7 @@ pub fn eventually<T>(limit: Duration, what: &str, mut check: impl FnMut() -> Opt
     }
 }
 
-/// Does `work` again and again for `time`.
+/// Repeats `work` for `time`.
 pub fn repeatedly(time: Duration, mut work: impl FnMut()) {
     let deadline = Instant::now() + time;
     while Instant::now() < deadline {
@@ -44,14 +44,14 @@ pub fn repeatedly(time: Duration, mut work: impl FnMut()) {
 pub struct Random(pub u64);
 
 impl Random {
-    /// Up to 2^`bits`.
+    /// Returns a number below 2^`bits`.
     pub fn below_power(&mut self, bits: u32) -> u64 {
         self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
         self.0 >> (64 - bits)
     }
 }
 
-/// A port that is free now, below the range from which the system takes those of outgoing connections.
+/// Returns a free port below the range from which the system allocates ports of outgoing connections.
 pub fn free_port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     loop {

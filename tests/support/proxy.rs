@@ -1,4 +1,4 @@
-//! A TCP proxy between the service and a server, which can delay, swallow, refuse or cut.
+//! A TCP proxy between the service and a server, which can delay, swallow, refuse or cut connections.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -8,22 +8,22 @@ use std::time::Duration;
 
 use super::{eventually, free_port};
 
-/// What happens to bytes and connections.
+/// The fault to apply to bytes and connections.
 #[derive(Clone, Copy, PartialEq)]
 pub enum Fault {
     None,
-    /// Bytes arrive later, in each direction.
+    /// Delays bytes in each direction.
     Delay(Duration),
-    /// Connections are made, as by the kernel of a machine whose programs hang, and nothing arrives. What was sent
-    /// arrives when the fault is over.
+    /// Accepts connections, like the kernel of a machine whose programs hang, but forwards nothing. Bytes arrive after the
+    /// fault is over.
     BlackHole,
-    /// Nobody listens. Connections that are open live on.
+    /// Refuses new connections. Open connections stay open.
     Refuse,
-    /// The proxy is gone.
+    /// Stops the proxy.
     End,
 }
 
-/// Listens on 127.0.0.1 until it is dropped.
+/// Listens on 127.0.0.1 until dropped.
 pub struct Proxy {
     pub port: u16,
     shared: Arc<Shared>,
@@ -52,17 +52,17 @@ impl Proxy {
         proxy
     }
 
-    /// Takes effect before this returns.
+    /// Sets the fault and returns after it has taken effect.
     pub fn set(&self, fault: Fault) {
         let before = std::mem::replace(&mut *self.shared.fault.lock().unwrap(), fault);
         self.shared.changed.notify_all();
         if (before == Fault::Refuse) != (fault == Fault::Refuse) {
-            // A connection also wakes the listener.
+            // The connection also wakes the listener.
             self.await_listener(fault != Fault::Refuse);
         }
     }
 
-    /// Ends every connection.
+    /// Closes every connection.
     pub fn cut(&self) {
         for stream in self.shared.open.lock().unwrap().drain(..) {
             let _ = stream.shutdown(Shutdown::Both);
@@ -137,7 +137,7 @@ impl Shared {
         *self.fault.lock().unwrap()
     }
 
-    /// Waits until another fault than `fault` rules, and tells which.
+    /// Waits while `fault` is set, and returns the next fault.
     fn wait_while(&self, fault: Fault) -> Fault {
         *self.changed.wait_while(self.fault.lock().unwrap(), |current| *current == fault).unwrap()
     }

@@ -1,31 +1,31 @@
-//! What came of a load.
+//! Results of a load.
 
 use std::time::{Duration, Instant};
 
 use super::http::Response;
 
-/// What became of a request.
+/// The fate of a request.
 #[derive(Clone, Debug)]
 pub enum Fate {
     Answered(Response),
-    /// No connection was made: safe to send to another instance.
+    /// The connection was refused: safe to send to another instance.
     Refused,
-    /// The connection was made, and ended without a complete response.
+    /// The connection was opened, but ended without a complete response.
     Lost,
 }
 
-/// One request: when it was due, the time from then on, and its fate.
+/// One request: its scheduled time, its duration from then on, and its fate.
 pub struct Sample {
     pub due: Instant,
     pub time: Duration,
     pub fate: Fate,
 }
 
-/// All that was sent.
+/// All requests of a load.
 pub struct Report(pub Vec<Sample>);
 
 impl Report {
-    /// Without what was due before `start`.
+    /// Removes requests that were due before `start`.
     pub fn from(mut self, start: Instant) -> Self {
         self.0.retain(|sample| sample.due >= start);
         self
@@ -58,7 +58,7 @@ impl Report {
         self.0.iter().map(|sample| sample.time).max().unwrap()
     }
 
-    /// The time that 99 % of the answers with `status` stayed below; 0 when there is none.
+    /// Returns the 99th percentile of the responses with `status`, or 0 without any.
     pub fn p99(&self, status: u16) -> Duration {
         let has_status = |sample: &&Sample| matches!(&sample.fate, Fate::Answered(a) if a.status == status);
         let mut times: Vec<_> = self.0.iter().filter(has_status).map(|sample| sample.time).collect();

@@ -1,4 +1,4 @@
-//! Private PostgreSQL and Redis servers, which a test can stop, kill, freeze and start again.
+//! Private PostgreSQL and Redis servers, which a test can stop, kill, freeze and restart.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -12,10 +12,10 @@ use sqlx::{ConnectOptions, Connection, PgConnection};
 
 use super::free_port;
 
-/// The password of each private server; no output may ever hold it.
+/// The password of each private server; it must never appear in any output.
 pub const PASSWORD: &str = "c4nary-p@ss/w#rd\"'%:?";
 
-/// One server, controlled through `scripts/server`. It stops when this value is dropped or the process ends.
+/// A server controlled through `scripts/server`. Stops on drop or when the process ends.
 pub struct Server {
     pub port: u16,
     pub password_file: PathBuf,
@@ -29,7 +29,7 @@ struct Control {
 }
 
 impl Server {
-    /// Starts `kind` (postgres or redis) with its data in a folder called `name`.
+    /// Starts `kind` (postgres or redis) with its data in the folder `name`.
     pub fn start(kind: &str, name: &str) -> Self {
         let port = free_port();
         let directory = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}-{kind}"));
@@ -49,7 +49,7 @@ impl Server {
         let answers = BufReader::new(child.stdout.take().unwrap());
         let mut control = Control { child, commands, answers };
         let answer = control.answer();
-        assert_eq!(answer, "ready", "`scripts/install-servers` installs what is missing");
+        assert_eq!(answer, "ready", "`scripts/install-servers` installs missing servers");
         Self { port, password_file, control: Mutex::new(control) }
     }
 
@@ -62,7 +62,7 @@ impl Server {
         assert!(answer.starts_with("ok"), "{command}: {answer}");
     }
 
-    /// Makes an empty database of its own for a test.
+    /// Creates an empty database for a test and returns its name.
     pub fn create_database(&self) -> String {
         static COUNT: AtomicUsize = AtomicUsize::new(0);
         let name = format!("test_{}", COUNT.fetch_add(1, Ordering::Relaxed));
@@ -88,7 +88,7 @@ impl Server {
         })
     }
 
-    /// A connection to this Redis.
+    /// Opens a connection to this Redis.
     pub fn redis(&self) -> redis::Connection {
         let login = redis::RedisConnectionInfo::default().set_password(PASSWORD);
         let address = redis::ConnectionAddr::Tcp("127.0.0.1".to_owned(), self.port);
@@ -124,19 +124,19 @@ impl Drop for Server {
     }
 }
 
-/// The PostgreSQL of all tests that do not break it.
+/// The shared PostgreSQL, for tests that do not break it.
 pub fn postgres() -> &'static Server {
     static SERVER: OnceLock<Server> = OnceLock::new();
     SERVER.get_or_init(|| Server::start("postgres", env!("CARGO_CRATE_NAME")))
 }
 
-/// The Redis of all tests that do not break it.
+/// The shared Redis, for tests that do not break it.
 pub fn redis() -> &'static Server {
     static SERVER: OnceLock<Server> = OnceLock::new();
     SERVER.get_or_init(|| Server::start("redis", env!("CARGO_CRATE_NAME")))
 }
 
-/// Runs asynchronous work of a test, such as a statement in a session that it keeps.
+/// Runs asynchronous work of a test, such as a statement in a session that stays open.
 pub fn block_on<T>(work: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(work)
 }

@@ -1,4 +1,4 @@
-//! How a service is started.
+//! Builder for a service under test.
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
@@ -12,9 +12,9 @@ use super::{contract, eventually};
 /// How to start a service.
 #[derive(Clone)]
 pub struct Setup {
-    /// What serves.
+    /// The program that serves.
     program: String,
-    /// What has the commands.
+    /// The program that runs the commands.
     commands: String,
     settings: BTreeMap<String, String>,
     descriptors: Option<u32>,
@@ -22,7 +22,7 @@ pub struct Setup {
 }
 
 impl Setup {
-    /// The service on `postgres` and `redis`, with a database of its own and short times.
+    /// Uses `postgres` and `redis`, a new database and short timeouts.
     pub fn on(postgres: &Server, redis: &Server) -> Self {
         let database = postgres.create_database();
         let settings = [
@@ -49,17 +49,17 @@ impl Setup {
         }
     }
 
-    /// On the servers that the tests share.
+    /// Uses the servers that the tests share.
     pub fn shared() -> Self {
         Self::on(servers::postgres(), servers::redis())
     }
 
-    /// The example `workload` instead of the service: the same code with notes and ill-behaved handlers.
+    /// Uses the example `workload`: the same code with notes and misbehaving handlers.
     pub fn workload(self) -> Self {
         Self { program: example("workload"), commands: example("workload"), ..self }
     }
 
-    /// Serves with the example `name`, which has a log of its own kind, on the schema of `workload`.
+    /// Serves with the example `name`, whose log has its own format, on the schema of `workload`.
     pub fn served_by(self, name: &str) -> Self {
         Self { program: example(name), commands: example("workload"), ..self }
     }
@@ -74,19 +74,19 @@ impl Setup {
         self
     }
 
-    /// Allows it so many open files and sockets.
+    /// Limits the number of open files and sockets.
     pub fn with_descriptors(mut self, count: u32) -> Self {
         self.descriptors = Some(count);
         self
     }
 
-    /// Leaves standard output unread once the service listens.
+    /// Stops reading standard output once the service listens.
     pub fn with_unread_output(mut self) -> Self {
         self.read_output = false;
         self
     }
 
-    /// A command of the service with these settings and nothing else from our environment.
+    /// Returns a command of the service with these settings and an otherwise empty environment.
     pub fn command(&self, arguments: &[&str]) -> Command {
         let program = if arguments.is_empty() { &self.program } else { &self.commands };
         let mut command = Command::new(program);
@@ -103,12 +103,12 @@ impl Setup {
         self.read_output
     }
 
-    /// Whether the log has to follow docs/log.schema.json.
+    /// Returns whether the log has to follow docs/log.schema.json.
     pub fn keeps_contract(&self) -> bool {
         self.program == self.commands
     }
 
-    /// The name of the database that it was given.
+    /// Returns the name of the service's database.
     pub fn database(&self) -> &str {
         &self.settings["APP__DATABASE__NAME"]
     }

@@ -1,17 +1,17 @@
-//! The stack of deploy/swarm on one node: what it runs, and updates, good and bad, under load. And on two nodes, of which
-//! one is lost: the second is an engine of its own, in a network namespace of this machine. It needs root, and the
-//! program of the engine that runs here.
+//! The stack of deploy/swarm on one node: hardening, and successful and failing updates under load. And on two nodes, of
+//! which one is lost: the second node is an engine of its own in a network namespace of this machine. That test needs root
+//! and the program of the running engine.
 //!
-//! The node may lack what a Swarm takes from its kernel, which the override of `stack` goes without.
+//! The override in `stack` avoids kernel features of Swarm that the node may lack.
 #![expect(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
 #![expect(clippy::print_stdout, reason = "tests print what they measured")]
 
 #[path = "../stack/docker.rs"]
-#[expect(dead_code, reason = "some of it is for compose")]
+#[expect(dead_code, reason = "part of the module is for compose")]
 mod docker;
 mod stack;
 #[path = "../support/mod.rs"]
-#[expect(dead_code, reason = "some of it is for the other test binaries")]
+#[expect(dead_code, reason = "part of the module is for the other test binaries")]
 mod support;
 
 use std::fs;
@@ -26,7 +26,7 @@ use crate::docker::{IMAGE, docker, inspect, is_full, run, variant};
 use crate::stack::{Stack, Swarm};
 use crate::support::{eventually, repeatedly};
 
-// Of this machine, of the second node, and of its own bridge: from the ranges for examples, which nobody has.
+// This machine, the second node, and the second node's bridge: addresses from the documentation ranges.
 const MANAGER: &str = "198.51.100.1";
 const WORKER: &str = "198.51.100.2";
 const BRIDGE: &str = "203.0.113.1/24";
@@ -39,18 +39,18 @@ fn the_swarm_stack() {
     let stack = Stack::new();
     let (_, time) = stack.deployed("clean");
     println!("up and migrated after {time:.1?}");
-    stack.await_a_way_in();
+    stack.await_nginx();
     let checks: &[Check] = &[
         ("is hardened while it runs", is_hardened),
         ("shows no secret", shows_no_secret),
         ("changes nothing when it is deployed again", changes_nothing),
         ("updates without losing a request", updates),
-        ("goes back by command", goes_back),
+        ("rolls back on command", rolls_back_on_command),
         ("stops at a migration that fails", stops_at_a_failed_migration),
     ];
     let slow_checks: &[Check] = &[
         ("rolls back what is never ready", rolls_back_what_is_never_ready),
-        ("keeps its replicas while the database is away", keeps_its_replicas),
+        ("keeps its replicas while the database is down", keeps_its_replicas),
     ];
     for (name, check) in checks.iter().chain(if is_full() { slow_checks } else { &[] }) {
         let start = Instant::now();
@@ -87,7 +87,7 @@ fn is_hardened(stack: &Stack) {
         let task = &service["Spec"]["TaskTemplate"];
         assert!(task["Resources"]["Reservations"]["MemoryBytes"].as_u64() > Some(0), "{task}");
         assert!(task["ContainerSpec"]["StopGracePeriod"].as_u64() > Some(0), "{task}");
-        // Attempts that can be used up within their window leave a service down for ever.
+        // A service that has used up its attempts within the window stays down forever.
         let restart = &task["RestartPolicy"];
         let [delay, attempts, window] =
             ["Delay", "MaxAttempts", "Window"].map(|name| restart[name].as_u64().unwrap());
@@ -136,11 +136,11 @@ fn updates(stack: &Stack) {
     assert_eq!(findings.losses(), 0);
 }
 
-fn goes_back(stack: &Stack) {
+fn rolls_back_on_command(stack: &Stack) {
     let ((said, time), findings) = stack.under_load(|| stack.deployed("--rollback"));
     assert!(said.contains("rolled back: app"), "{said}");
     assert!(stack.running().ends_with(":clean"));
-    println!("went back in {time:.1?}: {findings}");
+    println!("rolled back in {time:.1?}: {findings}");
     assert_eq!(findings.losses(), 0);
     stack.deployed("clean");
     let (said, _) = stack.refused("--rollback");
@@ -151,7 +151,7 @@ fn stops_at_a_failed_migration(stack: &Stack) {
     variant("swarm-unmigrated", "ENV APP__DATABASE__PORT=1");
     let before = stack.tasks("app");
     let (said, time) = stack.refused("swarm-unmigrated");
-    println!("a failed migration was told after {time:.1?}");
+    println!("a failed migration was reported after {time:.1?}");
     assert!(
         said.contains("the migration is Failed") && said.contains("exiting after a fatal error"),
         "{said}"
@@ -160,7 +160,7 @@ fn stops_at_a_failed_migration(stack: &Stack) {
 }
 
 fn rolls_back_what_is_never_ready(stack: &Stack) {
-    // No login to PostgreSQL is so quick, so the schema is never verified.
+    // No login to PostgreSQL is this fast, so the schema is never verified.
     variant("swarm-unready", "ENV APP__HEALTH__TIMEOUT=1ms");
     let ((said, time), findings) = stack.under_load(|| stack.refused("swarm-unready"));
     assert!(said.contains("rollback_completed") && said.contains("dependency is not up yet"), "{said}");
@@ -169,7 +169,7 @@ fn rolls_back_what_is_never_ready(stack: &Stack) {
     assert_eq!(findings.losses(), 0);
 }
 
-/// A Swarm replaces what is unhealthy. The database's absence is not the replicas' fault.
+/// Swarm replaces unhealthy tasks, but a database outage must not make replicas unhealthy.
 fn keeps_its_replicas(stack: &Stack) {
     let (before, postgres) = (stack.tasks("app"), format!("{}_postgres", stack.name));
     docker(&["service", "scale", "--detach", &format!("{postgres}=0")]);
@@ -178,7 +178,7 @@ fn keeps_its_replicas(stack: &Stack) {
     assert_eq!(stack.tasks("app"), before);
 }
 
-/// An engine in a network of its own, which one cable joins to this machine.
+/// An engine in a network namespace, connected to this machine by a veth pair.
 struct Node {
     namespace: String,
     cable: String,
@@ -204,7 +204,7 @@ impl Node {
         ] {
             run(Command::new("ip").args(command.split(' ')));
         }
-        // The program that runs as this machine's engine, which need not be in the path; its helpers are beside it.
+        // The program of this machine's engine, which need not be in PATH; its helpers are in the same folder.
         let pid = fs::read_to_string("/var/run/docker.pid").unwrap();
         let program = fs::read_link(format!("/proc/{}/exe", pid.trim())).unwrap();
         let mut path = program.parent().unwrap().as_os_str().to_owned();
@@ -252,8 +252,8 @@ impl Node {
         self.docker(&["swarm", "join", "--token", token.trim(), &format!("{MANAGER}:2377")]);
     }
 
-    /// From now on nothing from it arrives and nobody is told: what a machine without power looks like. An engine that
-    /// is killed would leave its containers and their network at work.
+    /// Drops all traffic without notice, like a machine that loses power. A killed engine would leave its containers and
+    /// their network running.
     fn unplug(&self) {
         run(Command::new("ip").args(["link", "set", &self.cable, "down"]));
     }
@@ -262,7 +262,7 @@ impl Node {
 impl Drop for Node {
     fn drop(&mut self) {
         if let Some(mut engine) = self.engine.take() {
-            // Ends its containers too, and takes its mounts away.
+            // Stops its containers too, and removes its mounts.
             let _ = kill_process(Pid::from_child(&engine), Signal::TERM);
             let _ = engine.wait();
         }
@@ -279,7 +279,7 @@ fn a_node_of_the_swarm_is_lost() {
     let stack = Stack::new();
     node.join();
     stack.deployed("clean");
-    stack.await_a_way_in();
+    stack.await_nginx();
     let there = |state: &str| {
         let label = format!("label=com.docker.swarm.service.name={}_app", stack.name);
         node.docker(&["ps", "--quiet", "--filter", &label, "--filter", state]).lines().count()
@@ -302,8 +302,8 @@ fn a_node_of_the_swarm_is_lost() {
     println!(
         "a lost node was noticed after {detected:.1?}, its replica replaced after {again:.1?}: {findings}"
     );
-    // What is sent on a connection that is open cannot be told from what is slow: nginx has 64 of them at most, 32 in each
-    // of its two processes. Who needs a new one is handed on after proxy_connect_timeout.
+    // nginx cannot distinguish a lost open connection from a slow one. It keeps at most 64 of them, 32 in each of its two
+    // processes. Requests that need a new connection are retried elsewhere after proxy_connect_timeout.
     assert!(findings.losses() <= 64, "{findings}");
     assert!(again < Duration::from_secs(40), "{again:?}");
     stack.remove();

@@ -1,4 +1,4 @@
-//! A Swarm that exists as long as a test, and the stack of deploy/swarm in it.
+//! A Swarm for the duration of a test, and the stack of deploy/swarm in it.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -14,11 +14,11 @@ use crate::support::http::Client;
 use crate::support::meter::{Findings, Meter};
 use crate::support::{eventually, free_port};
 
-/// What the test's kernel may lack, and what one machine cannot have twice.
+/// Replaces features that the test's kernel may lack, or that one machine cannot provide twice.
 const OVERRIDE: &str = r#"
 services:
   nginx:
-    # No IPVS: neither virtual addresses nor the routing mesh. A port of the host can be taken once.
+    # No IPVS: neither virtual IPs nor the routing mesh. A port of the host can be used once.
     ports:
       - { target: 8080, published: "${HTTP_PORT:-80}", protocol: tcp, mode: host }
     deploy:
@@ -31,7 +31,7 @@ services:
       placement:
         constraints: ["node.labels.postgres == true"]
 
-# No ESP: what is encrypted does not arrive at another node.
+# No ESP: encrypted packets would not reach another node.
 networks:
   front:
     driver: overlay
@@ -41,9 +41,9 @@ networks:
     internal: true
 "#;
 
-/// The engine as a manager; it leaves when this is dropped.
+/// The engine as a manager. It leaves the Swarm on drop.
 pub struct Swarm {
-    /// The engine makes this network for its first Swarm, and leaves it there.
+    /// Whether this network existed: the engine creates it for its first Swarm and never removes it.
     had_gateway: bool,
 }
 
@@ -53,7 +53,7 @@ impl Swarm {
         assert_eq!(
             state.trim(),
             "inactive",
-            "this engine is in a Swarm already, which a test must not touch"
+            "this engine is already in a Swarm, which a test must not change"
         );
         let had_gateway =
             !docker(&["network", "ls", "--quiet", "--filter", "name=docker_gwbridge"]).is_empty();
@@ -74,7 +74,7 @@ impl Drop for Swarm {
     }
 }
 
-/// The stack; gone with its data when this is dropped.
+/// The stack. Removed with its data on drop.
 pub struct Stack {
     pub name: String,
     pub address: SocketAddr,
@@ -94,7 +94,7 @@ impl Stack {
         Self { name, address: ([127, 0, 0, 1], free_port()).into(), checkout, secrets, overrides }
     }
 
-    /// What `deploy/swarm/deploy` did and how long it took.
+    /// Runs `deploy/swarm/deploy`. Returns its output and duration.
     pub fn deploy(&self, argument: &str) -> (Output, Duration) {
         let start = Instant::now();
         let output = Command::new(self.checkout.path().join("deploy/swarm/deploy"))
@@ -112,7 +112,7 @@ impl Stack {
         (output, start.elapsed())
     }
 
-    /// The same, for what has to work; returns what it said.
+    /// Runs a deploy that has to succeed. Returns its output.
     #[track_caller]
     pub fn deployed(&self, argument: &str) -> (String, Duration) {
         let (output, time) = self.deploy(argument);
@@ -120,7 +120,7 @@ impl Stack {
         (text(&output), time)
     }
 
-    /// And for what must not.
+    /// Runs a deploy that has to fail. Returns its output.
     #[track_caller]
     pub fn refused(&self, argument: &str) -> (String, Duration) {
         let (output, time) = self.deploy(argument);
@@ -128,14 +128,14 @@ impl Stack {
         (text(&output), time)
     }
 
-    /// Waits until nginx has heard of the first replicas.
-    pub fn await_a_way_in(&self) {
+    /// Waits until nginx has resolved the first replicas.
+    pub fn await_nginx(&self) {
         eventually(Duration::from_secs(10), "a way to the service", || {
             (Client::connect(self.address).get("/health/ready").status == 200).then_some(())
         });
     }
 
-    /// Runs `during` under load, which goes on until nginx would have seen the last change.
+    /// Runs `during` under load, which continues until nginx would have noticed the last change.
     pub fn under_load<T>(&self, during: impl FnOnce() -> T) -> (T, Findings) {
         let meter = Meter::new(self.address, 200);
         meter.run(|| {
@@ -147,7 +147,7 @@ impl Stack {
         })
     }
 
-    /// Identifiers of the tasks that should run.
+    /// Returns the IDs of the tasks that should run.
     pub fn tasks(&self, service: &str) -> Vec<String> {
         let service = format!("{}_{service}", self.name);
         let list = docker(&["service", "ps", "--quiet", "--filter", "desired-state=running", &service]);
@@ -156,13 +156,13 @@ impl Stack {
         tasks
     }
 
-    /// Containers of `service` on this engine.
+    /// Returns the containers of `service` on this engine.
     pub fn containers(&self, service: &str) -> Vec<String> {
         let label = format!("label=com.docker.swarm.service.name={}_{service}", self.name);
         docker(&["ps", "--quiet", "--filter", &label]).lines().map(ToOwned::to_owned).collect()
     }
 
-    /// The image that the service's replicas run, which has to be one.
+    /// Returns the image of the service's replicas, which have to share one image.
     #[track_caller]
     pub fn running(&self) -> String {
         let mut images: Vec<_> = self.tasks("app").iter().map(|task| image_of(task)).collect();
@@ -179,7 +179,7 @@ impl Stack {
         self.secrets.path().join(name)
     }
 
-    /// What is left of it, by label.
+    /// Returns leftovers of the stack, by label.
     fn remains(&self) -> String {
         let label = format!("label=com.docker.stack.namespace={}", self.name);
         ["service", "container", "network", "secret", "config", "volume"]
@@ -187,13 +187,13 @@ impl Stack {
             .concat()
     }
 
-    /// Removes it with its data, and waits until nothing is left.
+    /// Removes the stack with its data, and waits until nothing is left.
     pub fn remove(&self) {
         docker(&["stack", "rm", &self.name]);
-        // It returns before its containers and networks are gone.
+        // The command returns before containers and networks are removed.
         let volume = format!("{}_postgres", self.name);
         eventually(Duration::from_secs(90), "an empty engine", || {
-            // Fails while it is used, and where it is gone.
+            // Fails while the volume is in use, and if it does not exist.
             let _ = Command::new("docker").args(["volume", "rm", &volume]).output();
             self.remains().is_empty().then_some(())
         });

@@ -1,4 +1,4 @@
-//! A service made from this template for the tests: notes as their load, and handlers that misbehave.
+//! A service built from this template for the tests: notes as load, and misbehaving handlers.
 
 mod notes;
 
@@ -51,7 +51,7 @@ async fn sleep(Path(ms): Path<u64>) -> &'static str {
     "slept"
 }
 
-/// A response without an end.
+/// Sends a response that never ends.
 async fn drip() -> Body {
     stream(|_| "drop\n")
 }
@@ -78,7 +78,7 @@ fn stream(part: impl Fn(u64) -> &'static str + Send + 'static) -> Body {
     Body::new(Parts(part, 0, tokio::time::interval(Duration::from_millis(50))))
 }
 
-/// Writes a row in a transaction that takes `ms`, as a handler should.
+/// Writes a row in a transaction that takes `ms`, the correct way.
 async fn transaction(
     State(database): State<Database>,
     State(tasks): State<Tasks>,
@@ -87,7 +87,7 @@ async fn transaction(
     tasks.run(write_row(database, ms)).await
 }
 
-/// The same as a handler should not: the client's leaving cancels it anywhere.
+/// The same without a task: a disconnecting client cancels it at any point.
 async fn naive(State(database): State<Database>, Path(ms): Path<u64>) -> Result<&'static str, Error> {
     write_row(database, ms).await
 }
@@ -107,7 +107,7 @@ async fn row(State(database): State<Database>) -> Result<&'static str, Error> {
     Ok("written")
 }
 
-/// The schema, as `migrations/` is that of the service.
+/// The schema of this example, in place of `migrations/`.
 static MIGRATIONS: LazyLock<Migrator> = LazyLock::new(|| {
     let tables =
         concat!(include_str!("notes.sql"), "create table rows (id bigint generated always as identity);",);

@@ -1,5 +1,5 @@
-//! Notes: a write, a list, and a read through the cache. The load of all tests that are not about the example domain, in
-//! the example `workload`, and as one more domain in the image of the stacks.
+//! Notes: a write, a list, and a read through the cache. The load for all tests that are not about the example domain, used
+//! by the example `workload` and as an additional domain in the image of the stacks.
 
 use std::time::SystemTime;
 
@@ -51,7 +51,7 @@ async fn create(
                     .bind(body.text)
                     .fetch_one(&mut *transaction)
                     .await?;
-                // The cache may hold that the note does not exist.
+                // The cache may contain the entry "does not exist".
                 cache.invalidate_around(&cache_key(note.id), transaction.commit()).await?;
                 Ok(note)
             })
@@ -67,7 +67,7 @@ struct Page {
     cursor: Option<i64>,
 }
 
-/// Newest first.
+/// Returns the newest notes first.
 async fn list(
     State(database): State<Database>,
     Query(page): Query<Page>,
@@ -87,7 +87,7 @@ async fn list(
     Ok(axum::Json(json!({"items": items, "next_cursor": next})))
 }
 
-/// From the cache, otherwise from PostgreSQL into the cache.
+/// Reads from the cache, otherwise from PostgreSQL and fills the cache.
 async fn read(
     State(database): State<Database>,
     State(cache): State<Cache>,
@@ -106,7 +106,7 @@ async fn read(
                 .bind(id)
                 .fetch_optional(&mut *connection)
                 .await?;
-            // Return the connection before waiting for the cache.
+            // Return the connection to the pool before waiting for the cache.
             drop(connection);
             cache.fill(&key, &note, read_at).await;
             note
