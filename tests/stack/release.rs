@@ -225,10 +225,12 @@ fn rolls(stack: &Stack) {
         assert_eq!(serving(stack), ["next", "next"]);
         fails(&mut release(stack, &["--rolling", "lying"]), "is rolled back");
         assert_eq!(serving(stack), ["next", "next"]);
-        succeeds(&mut release(stack, &["--rolling", "clean"]));
-        succeeds(&mut release(stack, &["--rollback"]));
-        assert_eq!(serving(stack), ["next", "next"]);
-        fails(&mut release(stack, &["--rollback"]), "nothing to roll back to");
+        if is_full() {
+            succeeds(&mut release(stack, &["--rolling", "clean"]));
+            succeeds(&mut release(stack, &["--rollback"]));
+            assert_eq!(serving(stack), ["next", "next"]);
+            fails(&mut release(stack, &["--rollback"]), "nothing to roll back to");
+        }
     });
 }
 
