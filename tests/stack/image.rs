@@ -13,7 +13,7 @@ use crate::docker::{
     known, look_into, root, run,
 };
 
-/// The published size of a Go service on distroless static is 12 MB.
+/// For comparison: a Go service on distroless static has 12 MB, by a published figure.
 const MAX_BYTES: u64 = 10_000_000;
 
 /// Builds the image again as `again` and returns the duration. With --full no layer is reused, otherwise only layers without
