@@ -48,19 +48,3 @@ fn direct_dependencies_stay_few() {
     println!("{} direct dependencies, {} more with features", always.len(), optional.len());
     assert!(always.len() <= 26, "{}", always.len());
 }
-
-#[test]
-fn the_guarantees_name_tests_that_exist() {
-    let page = read("docs/guarantees.md");
-    let names = page.split('`').skip(1).step_by(2).filter(|name| !name.contains(' ') && name.contains("::"));
-    let names: Vec<_> = names.filter(|name| !name.starts_with("axum::")).collect();
-    assert!(names.len() > 25, "{names:?}");
-    for name in names {
-        let (module, test) = name.split_once("::").unwrap();
-        let folders = ["api", "platform", "process", "stack"];
-        let files = folders.map(|folder| root().join(format!("tests/{folder}/{module}.rs")));
-        let test = format!("fn {}", test.trim_end_matches('…'));
-        let exists = files.iter().any(|file| fs::read_to_string(file).is_ok_and(|text| text.contains(&test)));
-        assert!(exists, "{name}");
-    }
-}
