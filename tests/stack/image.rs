@@ -151,7 +151,7 @@ fn nothing_else_enters_the_build_and_no_secret_the_image() {
 }
 
 #[test]
-#[ignore = "builds everything anew: scripts/test-stack --full"]
+#[ignore = "a complete build: scripts/test-stack --full"]
 fn a_change_of_one_line_costs_a_tenth_of_a_clean_build() {
     assert!(is_full(), "scripts/test-stack --full");
     image();
