@@ -54,8 +54,8 @@ free_port() {
   echo "$port"
 }
 
-# Opens descriptors 3 and 4, the ends of a pipe. A reader of 4 sees the end of input when this script exits, however it
-# exits. A process that may outlive the script must not inherit 3.
+# Opens descriptors 3 and 4, the ends of a pipe. A reader of 4 sees the end of input when this script exits for any
+# reason. A process that may outlive the script must not inherit 3.
 open_lifeline() {
   local folder
   folder=$(mktemp -d)

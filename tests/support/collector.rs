@@ -53,7 +53,7 @@ impl Collector {
         format!("http://{}", self.address)
     }
 
-    /// Returns all spans so far; the spans of one export are in the order in which they ended.
+    /// Returns all spans so far; the spans of one export are ordered by end time.
     pub fn spans(&self) -> Vec<Span> {
         self.batches.lock().unwrap().iter().flat_map(|batch| batch.spans.clone()).collect()
     }
