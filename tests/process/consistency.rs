@@ -17,6 +17,8 @@ use crate::support::servers::{self, Server};
 use crate::support::setup::Setup;
 use crate::support::{Random, eventually, repeatedly};
 
+/// Size of the pool while clients disconnect.
+const CONNECTIONS: u32 = 16;
 const SEED: u64 = 1;
 
 /// The fate of writes without a transaction, after other clients disconnected during their transactions.
@@ -28,11 +30,12 @@ pub struct Writes {
 
 /// 100 clients disconnect from `path` at random points; then 50 rows are written one by one. A session left in a
 /// transaction would never commit these rows, unless a later transaction ends it: hence a pool of 16.
-pub fn leave_and_write(setup: Setup, path: &str) -> Writes {
-    let postgres = servers::postgres();
+///
+/// `has_ended` returns whether the service has finished the work of these clients.
+pub fn leave_and_write(setup: Setup, path: &str, has_ended: impl Fn(&App) -> bool) -> Writes {
     // Each message is delayed, so that clients disconnect during each of them, above all during `begin`.
-    let proxy = Proxy::to(postgres.port);
-    let app = setup.set("DATABASE__MAX_CONNECTIONS", 16).set("DATABASE__PORT", proxy.port).start();
+    let proxy = Proxy::to(servers::postgres().port);
+    let app = setup.set("DATABASE__MAX_CONNECTIONS", CONNECTIONS).set("DATABASE__PORT", proxy.port).start();
     proxy.set(Fault::Delay(Duration::from_millis(10)));
     let mut random = Random(SEED);
     for _ in 0..100 {
@@ -44,15 +47,19 @@ pub fn leave_and_write(setup: Setup, path: &str) -> Writes {
         }
     }
     proxy.set(Fault::None);
-    eventually(Duration::from_secs(5), "the end of the work", || {
-        let busy = "select 1::text from pg_stat_activity
-                    where datname = current_database() and state = 'active' and pid <> pg_backend_pid()";
-        postgres.sql(&app.database, busy).is_empty().then_some(())
-    });
+    eventually(Duration::from_secs(5), "the end of the work", || has_ended(&app).then_some(()));
 
     let before = rows(&app);
     let answered = (0..50).filter(|_| app.client().request("POST", "/row", &[], "").status == 200).count();
     Writes { answered, seen: rows(&app) - before, app }
+}
+
+/// Returns whether the service has accepted the clients of [`leave_and_write`], and every connection but that of the scrape
+/// is closed or back in the pool.
+fn is_idle(app: &App) -> bool {
+    app.metric("http_connections_accepted_total") > 100.0
+        && app.metric("http_connections_open") == 1.0
+        && app.metric("database_connections{state=\"idle\"}") == f64::from(CONNECTIONS)
 }
 
 fn rows(app: &App) -> usize {
@@ -61,7 +68,7 @@ fn rows(app: &App) -> usize {
 
 #[test]
 fn a_client_that_leaves_does_not_break_a_later_request() {
-    let mut writes = leave_and_write(Setup::shared().workload(), "/naive/3");
+    let mut writes = leave_and_write(Setup::shared().workload(), "/naive/3", is_idle);
 
     println!("seed {SEED}: after 100 clients disconnected, {} of 50 writes exist", writes.seen);
     assert_eq!((writes.answered, writes.seen), (50, 50));
@@ -70,7 +77,7 @@ fn a_client_that_leaves_does_not_break_a_later_request() {
 
 #[test]
 fn a_transaction_survives_its_client() {
-    let mut writes = leave_and_write(Setup::shared().workload(), "/transaction/3");
+    let mut writes = leave_and_write(Setup::shared().workload(), "/transaction/3", is_idle);
 
     // A client may disconnect before the service has read its request.
     let committed = rows(&writes.app) - writes.seen;
